@@ -1,0 +1,1 @@
+"""Entry points: argv and environment in, one library call, exit codes out."""

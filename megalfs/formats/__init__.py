@@ -1,0 +1,1 @@
+"""Headers of model files, read for where their tensors lie. Pure."""

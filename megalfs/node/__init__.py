@@ -1,0 +1,1 @@
+"""The shell: event loop, clock, signals. Performs what the core decides."""
