@@ -1,0 +1,249 @@
+/* Two SHA-256 chains at once: the scheduler above the sha256 kernels.
+ *
+ * One chain is bound by the latency of its rounds and leaves half of the unit idle, so a second, independent
+ * chain in the same loop is nearly free (two streams 1.02 cycles a byte, one 2.02: cdc.md 3). A lane is a
+ * state and a run of whole blocks; when the run is used up, `next` gives it another or ends it. Which
+ * chains share the loop - two chunks, two segments, or the file and its chunks - is all that differs.  */
+#include "kernels.h"
+
+typedef struct lane lane;
+struct lane {
+    uint32_t state[8];
+    const uint8_t *blocks;
+    size_t count;
+    bool (*next)(lane *self); /* false: nothing left */
+    void *owner;
+    size_t index;   /* what the lane works on now, in the owner's terms */
+    slice rest;     /* of the message: bytes behind the current run */
+    uint64_t total; /* size of the message, for its padding */
+    bool is_padded;
+    uint8_t block[2 * SHA256_BLOCK];
+};
+
+void sha256_load(uint32_t state[8], const uint8_t *bytes)
+{
+    for (int i = 0; i < 8; i++) {
+        state[i] = load_be32(bytes + 4 * i);
+    }
+}
+
+void sha256_store(uint8_t *bytes, const uint32_t state[8])
+{
+    for (int i = 0; i < 8; i++) {
+        store_be32(bytes + 4 * i, state[i]);
+    }
+}
+
+static void run_two(const sha256_kernel *kernel, lane *a, lane *b)
+{
+    bool has_a = a->next(a), has_b = b->next(b);
+    while (has_a && has_b) {
+        size_t count = a->count < b->count ? a->count : b->count;
+        kernel->two(a->state, a->blocks, b->state, b->blocks, count);
+        a->blocks += count * SHA256_BLOCK;
+        b->blocks += count * SHA256_BLOCK;
+        a->count -= count;
+        b->count -= count;
+        has_a = a->count || a->next(a);
+        has_b = b->count || b->next(b);
+    }
+    lane *left = has_a ? a : b;
+    for (bool has = has_a || has_b; has; has = left->next(left)) {
+        kernel->one(left->state, left->blocks, left->count);
+    }
+}
+
+/* ---- a message: whole blocks, then its padding (FIPS 180-4, 5.1.1) ---- */
+
+static void message_start(lane *self, const uint32_t state[8], slice message, uint64_t total)
+{
+    memcpy(self->state, state, sizeof self->state);
+    self->blocks = message.bytes;
+    self->count = message.size / SHA256_BLOCK;
+    size_t whole = self->count * SHA256_BLOCK;
+    self->rest = (slice){message.size ? message.bytes + whole : NULL, message.size - whole};
+    self->total = total;
+    self->is_padded = false;
+}
+
+static void message_pad(lane *self)
+{
+    size_t used = self->rest.size;
+    self->count = used < SHA256_BLOCK - 8 ? 1 : 2;
+    size_t size = self->count * SHA256_BLOCK;
+    memset(self->block, 0, size);
+    if (used) {
+        memcpy(self->block, self->rest.bytes, used);
+    }
+    self->block[used] = 0x80;
+    store_be32(self->block + size - 8, (uint32_t)(self->total >> 29));
+    store_be32(self->block + size - 4, (uint32_t)(self->total << 3));
+    self->blocks = self->block;
+    self->is_padded = true;
+}
+
+void sha256_finish(const sha256_kernel *kernel, const uint32_t state[8], slice tail, uint64_t total,
+                   uint8_t *digest)
+{
+    lane self;
+    message_start(&self, state, tail, total);
+    kernel->one(self.state, self.blocks, self.count);
+    message_pad(&self);
+    kernel->one(self.state, self.blocks, self.count);
+    sha256_store(digest, self.state);
+}
+
+/* ---- many slices, each a message of its own ---- */
+
+typedef struct {
+    const slice *slices;
+    size_t count, taken;
+    uint8_t *digests;
+} slice_queue;
+
+static bool slice_next(lane *self)
+{
+    slice_queue *queue = self->owner;
+    if (self->index < queue->count) {
+        if (!self->is_padded) {
+            message_pad(self);
+            return true;
+        }
+        sha256_store(queue->digests + self->index * SHA256_DIGEST, self->state);
+    }
+    if (queue->taken == queue->count) {
+        self->index = queue->count;
+        return false;
+    }
+    self->index = queue->taken++;
+    slice message = queue->slices[self->index];
+    message_start(self, SHA256_INITIAL, message, message.size);
+    if (!self->count) {
+        message_pad(self);
+    }
+    return true;
+}
+
+static void slice_lane(lane *self, slice_queue *queue)
+{
+    self->next = slice_next;
+    self->owner = queue;
+    self->index = queue->count;
+    self->count = 0;
+}
+
+void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
+{
+    slice_queue queue = {slices, count, 0, digests};
+    lane a, b;
+    slice_lane(&a, &queue);
+    slice_lane(&b, &queue);
+    run_two(kernel, &a, &b);
+}
+
+/* ---- segments of one chain, proven apart ---- */
+
+typedef struct {
+    const uint8_t *bytes, *states;
+    size_t count, taken;
+    uint8_t *failed;
+} segment_queue;
+
+static bool segment_next(lane *self)
+{
+    segment_queue *queue = self->owner;
+    if (self->index < queue->count) {
+        uint8_t reached[SHA256_DIGEST];
+        sha256_store(reached, self->state);
+        const uint8_t *claimed = queue->states + (self->index + 1) * SHA256_DIGEST;
+        queue->failed[self->index] = memcmp(reached, claimed, sizeof reached) != 0;
+    }
+    if (queue->taken == queue->count) {
+        self->index = queue->count;
+        return false;
+    }
+    self->index = queue->taken++;
+    sha256_load(self->state, queue->states + self->index * SHA256_DIGEST);
+    self->blocks = queue->bytes + self->index * SHA256_SEGMENT;
+    self->count = SHA256_SEGMENT / SHA256_BLOCK;
+    return true;
+}
+
+void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *states,
+                     uint8_t *failed)
+{
+    segment_queue queue = {bytes, states, count, 0, failed};
+    lane a = {.next = segment_next, .owner = &queue, .index = count};
+    lane b = a;
+    run_two(kernel, &a, &b);
+}
+
+/* ---- the chain of a file beside the digests of its chunks ---- */
+
+typedef struct {
+    sha256_chain *chain;
+    slice left;
+    uint8_t *states;
+} chain_feed;
+
+/* Gives the file's lane its next run: the carried block made whole, or blocks up to the next state.  */
+static bool chain_next(lane *self)
+{
+    chain_feed *feed = self->owner;
+    sha256_chain *chain = feed->chain;
+    if (chain->total && chain->total % SHA256_SEGMENT == 0 && self->index) {
+        sha256_store(feed->states, self->state);
+        feed->states += SHA256_DIGEST;
+    }
+    self->index = 1;
+    size_t carried = chain->total % SHA256_BLOCK;
+    if (carried) {
+        size_t missing = SHA256_BLOCK - carried;
+        size_t taken = missing <= feed->left.size ? missing : feed->left.size;
+        memcpy(chain->carry + carried, feed->left.bytes, taken);
+        feed->left.bytes += taken;
+        feed->left.size -= taken;
+        chain->total += taken;
+        self->blocks = chain->carry;
+        self->count = 1;
+        return taken == missing;
+    }
+    size_t size = SHA256_SEGMENT - chain->total % SHA256_SEGMENT;
+    if (size > feed->left.size) {
+        size = feed->left.size - feed->left.size % SHA256_BLOCK;
+    }
+    if (!size) {
+        memcpy(chain->carry, feed->left.bytes, feed->left.size);
+        chain->total += feed->left.size;
+        feed->left.size = 0;
+        return false;
+    }
+    self->blocks = feed->left.bytes;
+    self->count = size / SHA256_BLOCK;
+    feed->left.bytes += size;
+    feed->left.size -= size;
+    chain->total += size;
+    return true;
+}
+
+size_t sha256_chain_states_count(uint64_t total, size_t size)
+{
+    return (size_t)((total + size) / SHA256_SEGMENT - total / SHA256_SEGMENT);
+}
+
+void sha256_chain_update(const sha256_kernel *kernel, sha256_chain *chain, slice all, const slice *slices,
+                         size_t count, uint8_t *digests, uint8_t *states)
+{
+    if (!all.size) {
+        sha256_slices(kernel, slices, count, digests);
+        return;
+    }
+    chain_feed feed = {chain, all, states};
+    slice_queue queue = {slices, count, 0, digests};
+    lane file = {.next = chain_next, .owner = &feed};
+    memcpy(file.state, chain->state, sizeof file.state);
+    lane chunk;
+    slice_lane(&chunk, &queue);
+    run_two(kernel, &file, &chunk);
+    memcpy(chain->state, file.state, sizeof file.state);
+}
