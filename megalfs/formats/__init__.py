@@ -1,1 +1,1 @@
-"""Headers of model files, read for where their tensors lie. Pure."""
+"""Pure byte formats: file headers to tensor extents, and the small encodings the records are made of."""

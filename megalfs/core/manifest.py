@@ -1,0 +1,368 @@
+"""The manifest of a blob: its chunks in order, both digests of each, and the SHA-256 states on the way.
+
+Everything per chunk is a numpy column, because a 140 GB blob has some 560,000 chunks: nothing here walks
+them one by one. A manifest is a value; it is checked when it is made, whoever made it, so that holding one
+means that its lengths add up, its counts fit its size, and its encoding is the only one it has. None of that
+means that it is *true*: that is for `core/proof.py` to find out.
+
+State k, for every 0 < k * 2**20 < size, is the SHA-256 chaining state after k * 2**20 bytes, as eight
+big-endian words. A manifest may declare no states; then it can only be proven serially.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megalfs.core.ids import ChunkId, ManifestId, Oid
+from megalfs.errors import IntegrityError, PolicyError, UsageError
+from megalfs.formats import columns, strict_json
+from megalfs.formats.digests import DIGEST_BYTES, Digests, SortedDigests, digests_from_bytes
+from megalfs.formats.layout import SIZE_MAX, Layout, Plain, Tensor, layout_fault
+from megalfs.formats.manifest_fields import (
+    ChunkColumns,
+    chunks_from_json,
+    chunks_to_json,
+    layout_from_json,
+    layout_to_json,
+    states_from_json,
+    tensors_from_json,
+    tensors_to_json,
+)
+from megalfs.formats.profile import Profile
+from megalfs.formats.strict_json import JsonFault, JsonValue
+
+__all__ = ["MANIFEST_BYTES_MAX", "SEGMENT_BYTES", "Manifest", "segment_count", "state_count"]
+
+SEGMENT_BYTES = 1 << 20  # DESIGN.md 4.2; the distance of two states
+MANIFEST_BYTES_MAX = 256 << 20  # research/eco.md 6.3, case 11; enough for 900 GB at the default profile
+MANIFEST_JSON_BYTES_MAX = 1 << 30  # four times the binary form
+CHUNKS_MAX = MANIFEST_BYTES_MAX // (4 + 2 * DIGEST_BYTES)
+MAGIC = b"megalfsM"
+VERSION = 1
+EMPTY_OID = Oid(hashlib.sha256(b"").digest())
+
+_COLUMNS = {"lengths": "<u4", "blake3": "|u1", "sha256": "|u1", "states": "|u1", "tensors": "|u1"}
+_OID = re.compile(r"[0-9a-f]{64}\Z")
+_FIELDS = frozenset({"layout", "oid", "profile", "size"})
+_JSON_FIELDS = _FIELDS | {"chunks", "states", "tensors", "version"}
+
+
+def state_count(size: int) -> int:
+    """How many states a blob of `size` bytes has: the k with 0 < k * 2**20 < size."""
+    return max(0, -(-size // SEGMENT_BYTES) - 1)
+
+
+def segment_count(size: int) -> int:
+    """How many links its proof has; the empty blob has one, of no bytes."""
+    return state_count(size) + 1
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)  # not slotted: cached_property needs the instance's dict
+class Manifest:
+    """The chunks of one blob. Arrays are read-only; `lengths` (n,) uint32, digests (n, 32), states (m, 32).
+
+    Raises:
+        IntegrityError: counts, lengths or extents that cannot belong to a blob of this size.
+        PolicyError: the profile is unknown.
+    """
+
+    oid: Oid
+    size: int
+    profile: str
+    layout: Layout | Plain
+    lengths: NDArray[np.uint32]
+    blake3: Digests
+    sha256: Digests
+    states: Digests
+
+    def __post_init__(self) -> None:
+        assert self.lengths.dtype == np.uint32
+        assert self.lengths.ndim == 1
+        for digests in (self.blake3, self.sha256, self.states):
+            assert digests.dtype == np.uint8
+            assert digests.shape[1:] == (DIGEST_BYTES,)
+        for column in (self.lengths, self.blake3, self.sha256, self.states):
+            column.setflags(write=False)
+        fault = self._fault()
+        if fault is not None:
+            raise IntegrityError(f"manifest of {self.oid}: {fault}")
+
+    @classmethod
+    def from_ends(
+        cls,
+        *,
+        oid: Oid,
+        profile: Profile,
+        layout: Layout | Plain,
+        ends: NDArray[np.uint64],
+        blake3: bytes,
+        sha256: bytes,
+        states: bytes,
+    ) -> Self:
+        """Builds from what the kernels return: chunk ends in bytes, and digests one after the other."""
+        starts = np.concatenate((np.zeros(1, np.uint64), ends[:-1])) if len(ends) else ends
+        return cls(
+            oid=oid,
+            size=int(ends[-1]) if len(ends) else 0,
+            profile=profile.id,
+            layout=layout,
+            lengths=(ends - starts).astype(np.uint32),
+            blake3=digests_from_bytes(blake3),
+            sha256=digests_from_bytes(sha256),
+            states=digests_from_bytes(states),
+        )
+
+    @cached_property
+    def id(self) -> ManifestId:
+        """SHA-256 of the encoding."""
+        return ManifestId(hashlib.sha256(self.encode()).digest())
+
+    @property
+    def piece_count(self) -> int:
+        """Pieces are chunks, numbered from 0."""
+        return len(self.lengths)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...] | None:
+        """The tensor table in file order; None when the file is plain."""
+        return self.layout.tensors if isinstance(self.layout, Layout) else None
+
+    @property
+    def has_states(self) -> bool:
+        """True when every link of the proof can be checked on its own."""
+        return len(self.states) == state_count(self.size)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.uint64]:
+        """Where each piece starts, in bytes; one more entry, the size, at the end."""
+        offsets = np.zeros(len(self.lengths) + 1, np.uint64)
+        np.cumsum(self.lengths, out=offsets[1:])
+        offsets.setflags(write=False)
+        return offsets
+
+    def run_extent(self, first: int, count: int) -> tuple[int, int]:
+        """Offset and length in bytes of `count` pieces from `first`."""
+        if not 0 <= first <= first + count <= self.piece_count:
+            raise UsageError(f"pieces {first}+{count} of {self.piece_count}")
+        start = int(self.offsets[first])
+        return start, int(self.offsets[first + count]) - start
+
+    def pieces_covering(self, offset: int, length: int) -> tuple[int, int]:
+        """First and count of the pieces that overlap these bytes; no bytes, no pieces."""
+        if not 0 <= offset <= offset + length <= self.size:
+            raise UsageError(f"bytes {offset}+{length} of {self.size}")
+        first = int(np.searchsorted(self.offsets[1:], np.uint64(offset), "right"))
+        if length == 0:
+            return first, 0
+        return first, int(np.searchsorted(self.offsets, np.uint64(offset + length), "left")) - first
+
+    def chunk_id(self, index: int) -> ChunkId:
+        """BLAKE3-256 of piece `index`."""
+        return ChunkId(self.blake3[index].tobytes())
+
+    def index_of_blake3(self, chunk_id: ChunkId) -> int | None:
+        """The first piece with this chunk id."""
+        return self._sorted_blake3.find(chunk_id.raw)
+
+    def index_of_sha256(self, digest: Oid) -> int | None:
+        """The first piece whose bytes have this SHA-256."""
+        return self._sorted_sha256.find(digest.raw)
+
+    def indices_of_blake3(self, wanted: Digests) -> NDArray[np.int64]:
+        """For each wanted chunk id (k, 32) the first piece that has it, or -1."""
+        return self._sorted_blake3.find_many(wanted)
+
+    @cached_property
+    def _sorted_blake3(self) -> SortedDigests:
+        return SortedDigests.of(self.blake3)
+
+    @cached_property
+    def _sorted_sha256(self) -> SortedDigests:
+        return SortedDigests.of(self.sha256)
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == other.id if isinstance(other, Manifest) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.oid}, {self.size} bytes, {self.piece_count} pieces, {self.profile})"
+
+    def encode(self) -> bytes:
+        """The canonical bytes, whose SHA-256 is the id.
+
+        Raises:
+            UsageError: the blob has too many chunks for its profile.
+        """
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
+        fields: dict[str, JsonValue] = {
+            "layout": layout_to_json(self.layout),
+            "oid": str(self.oid),
+            "profile": self.profile,
+            "size": self.size,
+        }
+        arrays: dict[str, NDArray[np.generic]] = {
+            "lengths": self.lengths.astype("<u4", copy=False),
+            "blake3": self.blake3,
+            "sha256": self.sha256,
+            "states": self.states,
+            "tensors": np.frombuffer(strict_json.encode(tensors_to_json(self.layout)), np.uint8),
+        }
+        encoded = columns.pack(MAGIC, VERSION, fields, arrays)
+        if len(encoded) > MANIFEST_BYTES_MAX:
+            raise UsageError(f"the manifest of {self.oid} has {len(encoded)} bytes", hint="use larger chunks")
+        return encoded
+
+    @classmethod
+    def decode(cls, encoded: bytes, *, oid: Oid | None = None) -> Self:
+        """Reads what `encode` writes, and nothing else. Keeps `encoded` alive: the arrays are views of it.
+
+        Args:
+            oid: the blob asked for, where one was.
+
+        Raises:
+            IntegrityError: malformed, not canonical, beyond a limit, or of another blob.
+            PolicyError: another version, profile, column or header field: an upgrade is needed.
+        """
+        if len(encoded) > MANIFEST_BYTES_MAX:
+            raise IntegrityError(f"a manifest of {len(encoded)} bytes; the limit is {MANIFEST_BYTES_MAX}")
+        parts = columns.unpack(MAGIC, VERSION, encoded)
+        _refuse_unknown(parts.fields, _FIELDS)
+        subject, arrays = _subject(parts.fields, oid), _checked_columns(parts.arrays)
+        manifest = cls(
+            oid=subject.oid,
+            size=subject.size,
+            profile=subject.profile,
+            layout=layout_from_json(parts.fields.get("layout"), _tensors(arrays["tensors"])),
+            lengths=arrays["lengths"].astype(np.uint32, copy=False),
+            blake3=arrays["blake3"].astype(np.uint8, copy=False),
+            sha256=arrays["sha256"].astype(np.uint8, copy=False),
+            states=arrays["states"].astype(np.uint8, copy=False),
+        )
+        manifest.__dict__["_encoded"] = encoded  # it is canonical: `unpack` and the checks above saw to that
+        return manifest
+
+    def to_json(self) -> bytes:
+        """The same content for people and other programs; see DESIGN.md section 6 for the promised keys."""
+        return strict_json.encode(
+            {
+                "version": VERSION,
+                "oid": str(self.oid),
+                "size": self.size,
+                "profile": self.profile,
+                "layout": layout_to_json(self.layout),
+                "chunks": chunks_to_json(
+                    self.offsets[:-1], ChunkColumns(self.lengths, self.sha256, self.blake3)
+                ),
+                "states": [state.tobytes().hex() for state in self.states],
+                "tensors": tensors_to_json(self.layout),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: bytes, *, oid: Oid | None = None) -> Self:
+        """Reads `to_json`, in any order and spacing; the result has the same id.
+
+        Raises:
+            IntegrityError, PolicyError: as `decode`.
+        """
+        if len(text) > MANIFEST_JSON_BYTES_MAX:
+            raise IntegrityError(f"a manifest of {len(text)} bytes; the limit is {MANIFEST_JSON_BYTES_MAX}")
+        try:
+            fields = strict_json.parse(text)
+        except JsonFault as e:
+            raise IntegrityError(f"bad manifest: {e}") from e
+        if not isinstance(fields, dict):
+            raise IntegrityError("bad manifest: not an object")
+        if fields.get("version") != VERSION:
+            raise PolicyError(
+                f"manifest version {fields.get('version')!r} is unknown", hint="upgrade megalfs"
+            )
+        _refuse_unknown(fields, _JSON_FIELDS)
+        subject, chunks = _subject(fields, oid), chunks_from_json(fields.get("chunks"))
+        return cls(
+            oid=subject.oid,
+            size=subject.size,
+            profile=subject.profile,
+            layout=layout_from_json(fields.get("layout"), tensors_from_json(fields.get("tensors"))),
+            lengths=chunks.lengths,
+            blake3=chunks.blake3,
+            sha256=chunks.sha256,
+            states=states_from_json(fields.get("states")),
+        )
+
+    def _fault(self) -> str | None:
+        if not 0 <= self.size <= SIZE_MAX:
+            return f"size {self.size}"
+        if not len(self.blake3) == len(self.sha256) == len(self.lengths) <= CHUNKS_MAX:
+            return f"{len(self.lengths)} lengths, {len(self.blake3)} chunk ids, {len(self.sha256)} digests"
+        if len(self.states) not in (0, state_count(self.size)):
+            return f"{len(self.states)} states instead of {state_count(self.size)}"
+        if self.size == 0 and self.oid != EMPTY_OID:
+            return "no bytes, but not the oid of no bytes"
+        fault = self._lengths_fault(Profile.parse(self.profile).max)
+        return fault or (layout_fault(self.layout, self.size) if isinstance(self.layout, Layout) else None)
+
+    def _lengths_fault(self, length_max: int) -> str | None:
+        total = int(self.lengths.sum(dtype=np.uint64))
+        if total != self.size:
+            return f"chunks of {total} bytes in a blob of {self.size}"
+        if total and not 0 < int(self.lengths.min()) <= int(self.lengths.max()) <= length_max:
+            return f"a chunk of {self.lengths.min()} or {self.lengths.max()} bytes; the limit is {length_max}"
+        return "a chunk of no bytes" if total == 0 and len(self.lengths) else None
+
+
+def _refuse_unknown(fields: Mapping[str, JsonValue], known: frozenset[str]) -> None:
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise PolicyError(f"unknown field {unknown[0][:40]!r} in a manifest", hint="upgrade megalfs")
+
+
+def _checked_columns(arrays: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.generic]]:
+    if set(arrays) - set(_COLUMNS):
+        raise PolicyError(f"unknown columns in a manifest: {sorted(arrays)[:8]}", hint="upgrade megalfs")
+    if list(arrays) != list(_COLUMNS):
+        raise IntegrityError("columns are missing or out of order")
+    for name, array in arrays.items():
+        shape = (len(array),) if name in ("lengths", "tensors") else (len(array), DIGEST_BYTES)
+        if array.dtype.str != _COLUMNS[name] or array.shape != shape:
+            raise IntegrityError(f"column {name} has type {array.dtype.str}, shape {array.shape}")
+    return arrays
+
+
+class _Subject(NamedTuple):
+    oid: Oid
+    size: int
+    profile: str
+
+
+def _subject(fields: Mapping[str, JsonValue], asked_for: Oid | None) -> _Subject:
+    match fields:
+        case {"oid": str(oid), "size": int(size), "profile": str(profile)} if _OID.match(oid):
+            if type(size) is not int:
+                raise IntegrityError(f"a manifest of size {size!r}")
+            subject = _Subject(Oid.parse(oid), size, profile)
+        case _:
+            raise IntegrityError("a manifest without oid, size and profile")
+    if asked_for not in (None, subject.oid):
+        raise IntegrityError(f"a manifest of {subject.oid} where one of {asked_for} was asked for")
+    return subject
+
+
+def _tensors(column: NDArray[np.generic]) -> tuple[Tensor, ...] | None:
+    try:
+        return tensors_from_json(strict_json.parse_canonical(column.tobytes()))
+    except JsonFault as e:
+        raise IntegrityError(f"bad tensor table: {e}") from e

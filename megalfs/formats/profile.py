@@ -1,0 +1,63 @@
+"""A chunking profile: everything two publishers must agree on to cut the same blob alike.
+
+Its id, such as `tensor-fastcdc-64-256-1024/1`, names the method (tensor regions first, FastCDC v2020
+inside), the minimum, average and maximum chunk in KiB, and a version. The version fixes the rest:
+normalisation 1, the header parsers of this package, and their caps. Change any of those and the version must
+change.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from megalfs.errors import PolicyError
+
+__all__ = ["CHUNK_BYTES_MAX", "DEFAULT_PROFILE", "Profile"]
+
+KIB = 1024
+CHUNK_BYTES_MAX = 16 * 1024 * KIB  # fastcdc-rs v2020 MAXIMUM_MAX
+AVERAGE_BYTES_MAX = 4 * 1024 * KIB  # fastcdc-rs v2020 AVERAGE_MAX
+_ID = re.compile(r"tensor-fastcdc-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})/1\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Chunk sizes in bytes, each a whole number of KiB, the average a power of two."""
+
+    min: int
+    avg: int
+    max: int
+    normalization: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 < self.min < self.avg < self.max <= CHUNK_BYTES_MAX
+        assert self.avg <= AVERAGE_BYTES_MAX
+        assert self.avg & (self.avg - 1) == 0
+        assert not any(size % KIB for size in (self.min, self.avg, self.max))
+        assert self.normalization == 1
+
+    @property
+    def id(self) -> str:
+        """What a manifest records."""
+        return f"tensor-fastcdc-{self.min // KIB}-{self.avg // KIB}-{self.max // KIB}/1"
+
+    @staticmethod
+    @lru_cache(maxsize=64)
+    def parse(profile_id: str) -> Profile:
+        """Reads an id.
+
+        Raises:
+            PolicyError: a method, version or size this release does not know.
+        """
+        found = _ID.match(profile_id)
+        if found is not None:
+            least, average, most = (int(kib) * KIB for kib in found.groups())
+            if least < average < most <= CHUNK_BYTES_MAX and average <= AVERAGE_BYTES_MAX:  # noqa: SIM102
+                if average & (average - 1) == 0:
+                    return Profile(min=least, avg=average, max=most)
+        raise PolicyError(f"unknown chunking profile {profile_id[:80]!r}", hint="upgrade megalfs")
+
+
+DEFAULT_PROFILE = Profile(min=64 * KIB, avg=256 * KIB, max=1024 * KIB)  # research/cdc.md section 6
