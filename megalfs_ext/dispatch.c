@@ -10,11 +10,21 @@
 #include <time.h>
 
 
+/* A name without functions is a kernel that this build does not have.  */
+#if MEGALFS_X86
+#define ON_X86(...) __VA_ARGS__
+#else
+#define ON_X86(...) 0
+#endif
+
 const cdc_kernel CDC_KERNELS[] = {
     {"portable", cdc_cut_portable, NULL},
+    {"strips", cdc_cut_strips, NULL},
+    {"vbmi", ON_X86(cdc_cut_vbmi, cdc_vbmi_can_run)},
 };
 const sha256_kernel SHA256_KERNELS[] = {
     {"portable", sha256_one_portable, sha256_two_portable, NULL},
+    {"shani", ON_X86(sha256_one_shani, sha256_two_shani, sha256_shani_can_run)},
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
     {"portable", blake3_batch_portable, blake3_compress_portable, NULL},

@@ -83,6 +83,9 @@ typedef struct {
 cdc_cut_fn cdc_cut_portable, cdc_cut_strips, cdc_cut_vbmi;
 bool cdc_vbmi_can_run(void);
 
+/* First cut in [from, to) of a chunk whose hash starts at `origin`, or `to`; all three even.  */
+size_t cdc_find_strips(const uint8_t *bytes, size_t origin, size_t from, size_t to, uint64_t mask);
+
 /* Where the two scans of a chunk begin and end, in bytes: [from, center) with mask_s, [center, to) with
  * mask_l, else the chunk is `end` long. The two-byte step of the definition makes all three even.  */
 typedef struct {
