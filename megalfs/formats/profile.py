@@ -19,6 +19,7 @@ __all__ = ["CHUNK_BYTES_MAX", "DEFAULT_PROFILE", "Profile"]
 KIB = 1024
 CHUNK_BYTES_MAX = 16 * 1024 * KIB  # fastcdc-rs v2020 MAXIMUM_MAX
 AVERAGE_BYTES_MAX = 4 * 1024 * KIB  # fastcdc-rs v2020 AVERAGE_MAX
+MINIMUM_BYTES_MAX = 1024 * KIB  # fastcdc-rs v2020 MINIMUM_MAX
 _ID = re.compile(r"tensor-fastcdc-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})/1\Z")
 
 
@@ -32,8 +33,10 @@ class Profile:
     normalization: int = 1
 
     def __post_init__(self) -> None:
-        assert 0 < self.min < self.avg < self.max <= CHUNK_BYTES_MAX
+        assert 0 < self.min < self.avg < self.max
+        assert self.min <= MINIMUM_BYTES_MAX
         assert self.avg <= AVERAGE_BYTES_MAX
+        assert self.max <= CHUNK_BYTES_MAX
         assert self.avg & (self.avg - 1) == 0
         assert not any(size % KIB for size in (self.min, self.avg, self.max))
         assert self.normalization == 1
@@ -54,9 +57,9 @@ class Profile:
         found = _ID.match(profile_id)
         if found is not None:
             least, average, most = (int(kib) * KIB for kib in found.groups())
-            if least < average < most <= CHUNK_BYTES_MAX and average <= AVERAGE_BYTES_MAX:  # noqa: SIM102
-                if average & (average - 1) == 0:
-                    return Profile(min=least, avg=average, max=most)
+            is_ordered = least < average < most <= CHUNK_BYTES_MAX and average <= AVERAGE_BYTES_MAX
+            if is_ordered and least <= MINIMUM_BYTES_MAX and average & (average - 1) == 0:
+                return Profile(min=least, avg=average, max=most)
         raise PolicyError(f"unknown chunking profile {profile_id[:80]!r}", hint="upgrade megalfs")
 
 
