@@ -28,6 +28,8 @@ const sha256_kernel SHA256_KERNELS[] = {
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
     {"portable", blake3_batch_portable, blake3_compress_portable, NULL},
+    {"avx2", ON_X86(blake3_batch_avx2, blake3_compress_portable, blake3_avx2_can_run)},
+    {"avx512", ON_X86(blake3_batch_avx512, blake3_compress_avx512, blake3_avx512_can_run)},
 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))

@@ -193,12 +193,22 @@ typedef struct {
 } blake3_kernel;
 
 blake3_batch_fn blake3_batch_portable, blake3_batch_avx2, blake3_batch_avx512;
-blake3_compress_fn blake3_compress_portable;
+blake3_compress_fn blake3_compress_portable, blake3_compress_avx512;
 bool blake3_avx2_can_run(void);
 bool blake3_avx512_can_run(void);
 
 extern const uint32_t BLAKE3_IV[8];
-extern const uint8_t BLAKE3_SCHEDULE[7][16];
+/* The message permutation of table 2, applied 0 to 6 times; here, so that unrolled
+ * rounds know their words when compiled.  */
+static const uint8_t BLAKE3_SCHEDULE[7][16] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+    {2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8},
+    {3, 4, 10, 12, 13, 2, 7, 14, 6, 5, 9, 0, 11, 15, 8, 1},
+    {10, 7, 12, 9, 14, 3, 13, 15, 4, 0, 11, 2, 5, 8, 1, 6},
+    {12, 13, 9, 11, 15, 10, 14, 8, 7, 2, 5, 3, 0, 1, 6, 4},
+    {9, 14, 11, 5, 8, 12, 15, 1, 13, 3, 0, 10, 2, 6, 4, 7},
+    {11, 15, 5, 0, 1, 9, 8, 6, 14, 10, 2, 12, 3, 4, 7, 13},
+};
 
 /* The digest of each slice; -1 when memory is short.  */
 int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count, uint8_t *digests);
