@@ -31,6 +31,10 @@ class Run(NamedTuple):
         """Index after the last piece."""
         return self.first + self.count
 
+    def covers(self, other: Run) -> bool:
+        """Whether `other` lies within this run."""
+        return self.first <= other.first and other.end <= self.end
+
     def minus(self, other: Run) -> list[Run]:
         """What is left of this run without `other`: nothing, one run, or two."""
         if other.first >= self.end or other.end <= self.first:

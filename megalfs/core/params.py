@@ -63,6 +63,8 @@ class SwarmParams:
     """Runs a seeder may have chosen for us at a time: two lanes, one queued behind each."""
     credits_max: int = 64
     """More credit than this from one peer is not counted."""
+    credit_stale_s: float = 10.0
+    """Credit unanswered for so long is given anew: a connection may have died with it."""
     unspread_max: int = 3
     """Granted runs of one leecher that nobody else holds yet (prototype, W)."""
     spread_s_min: float = 2.0

@@ -1,0 +1,342 @@
+"""The leecher's half: keeps each peer asked for as much as it can send, and gives up on those that do not.
+
+One run is asked of one peer, so wrong bytes name the liar. Only in the endgame, when everything missing is
+on its way, an idle peer is asked for an old run a second time; whichever comes first cancels the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megalfs.core.bitfield import Run
+from megalfs.core.effects import Cancel, Fetch
+from megalfs.core.messages import Credit
+from megalfs.core.meter import Meter
+from megalfs.core.picker import depth, pick, run_bytes
+from megalfs.core.session import Flight, PeerKind, Session, Shows
+from megalfs.core.state import SwarmState
+
+__all__ = ["Counters", "Fetching"]
+
+MEAN_WEIGHT = 0.1  # of the newest run in the running mean
+COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
+UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened to our fetches."""
+
+    fetched_bytes: int = 0
+    duplicate_bytes: int = 0
+    hedges: int = 0
+    snubs: int = 0
+    failures: int = 0
+    corrupt_pieces: int = 0
+
+
+class Fetching:
+    """Decides what is asked of whom, and when to stop waiting."""
+
+    def __init__(self, state: SwarmState, now: float) -> None:
+        self._state = state
+        self._mean_s: float | None = None
+        self._due: float | None = None
+        self.rate = Meter(now)
+        self.counters = Counters()
+
+    @property
+    def due(self) -> float | None:
+        """When `check` has something to do."""
+        return self._due
+
+    # -- asking
+
+    def feed(self, session: Session, now: float) -> None:
+        """Asks the peer for as much as it should have outstanding."""
+        state = self._state
+        if not session.can_be_asked:
+            return
+        if not state.pieces.unasked:
+            self._hedge(session, now)
+            self._watch(session, now)
+            return
+        rate = session.down.rate(now)
+        size = run_bytes(state, rate=rate, rate_total=self.rate.rate(now), sources=len(state.sessions))
+        room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
+        while len(session.flights) < room:
+            run = pick(state, session, size)
+            if run is None:
+                break
+            self._ask(session, run, now)
+        self._watch(session, now)
+
+    def feed_all(self, now: float) -> None:
+        """Asks every peer, those with least outstanding first."""
+        sessions = [session for session in self._state.sessions.values() if session.can_be_asked]
+        self._state.rng.shuffle(sessions)
+        for session in sorted(sessions, key=_tier_and_load):
+            self.feed(session, now)
+
+    def give_credit(self, session: Session) -> None:
+        """Lets a granting seeder send more of its choice."""
+        state = self._state
+        granted = sum(flight.is_granted for flight in session.flights)
+        count = state.params.credits - session.credit_given - granted
+        if session.shows is Shows.GRANTS and count > 0 and not state.pieces.is_complete:
+            session.credit_given += count
+            state.send(session, Credit(state.manifest, count))
+
+    # -- what happened
+
+    def begun(self, session: Session, run: Run, now: float) -> bool:
+        """Data of a run is arriving; returns whether it may."""
+        session.touched_at = now
+        flight = session.flight_around(run)
+        if flight is not None:
+            self._note_begin(session, flight, now)
+            return True
+        is_granted = not session.has_cancelled(run)
+        if is_granted and not self._use_credit(session, run):
+            self._state.strike(session, UNSOLICITED_WEIGHT, "sends what nobody asked for")
+            return False
+        if self._state.pieces.have.has_all(run.first, run.count):
+            self.give_credit(session)
+            return False
+        self._state.pieces.ask(run)
+        session.flights.append(Flight(run, now, is_granted=is_granted, remaining=[run], has_begun=True))
+        self._watch(session, now)
+        return True
+
+    def delivered(self, session: Session, run: Run, *, size: int, new: int, now: float) -> None:
+        """A run, or part of one, came from this peer and is verified; `new` bytes of it were missing."""
+        session.touched_at = now
+        session.failures = 0
+        session.snubs = max(0, session.snubs - 1)
+        session.down.add(size, now)
+        self.rate.add(size, now)
+        session.wasted_bytes += size - new
+        self.counters.fetched_bytes += size
+        self.counters.duplicate_bytes += size - new
+        self._land(session, run, now)
+
+    def settle(self, run: Run, now: float) -> None:
+        """The run is here: whoever else was asked for it need not send it."""
+        if not self._state.pieces.asked(run):
+            return
+        for session in list(self._state.sessions.values()):
+            if any(part.overlap(run) for flight in session.flights for part in flight.remaining):
+                self._cancel(session, run)
+                self.feed(session, now)
+
+    def failed(self, session: Session, run: Run, now: float) -> None:
+        """The rest of this run will not come."""
+        params = self._state.params
+        session.failures += 1
+        self.counters.failures += 1
+        self._give_up(session, run)
+        pause = min(params.snub_s_max, params.retry_s_min * 2.0 ** (session.failures - 1))
+        self._pause(session, now + pause)
+
+    def dropped(self, session: Session) -> None:
+        """The peer is gone: all that it was asked for is wanted again."""
+        for flight in session.flights:
+            self._release(flight)
+        session.flights.clear()
+
+    def progressed(self, session: Session, size: int, now: float) -> None:
+        """Bytes that cannot be verified yet arrive: a sign of life, if there are enough of them."""
+        session.unsigned_bytes += size
+        if session.unsigned_bytes >= self._state.params.progress_bytes_min:
+            session.unsigned_bytes = 0
+            session.touched_at = now
+
+    def finish(self) -> None:
+        """Nothing is missing: nothing is waited for."""
+        for session in self._state.sessions.values():
+            for flight in list(session.flights):
+                self._cancel(session, flight.run)
+        self._due = None
+
+    # -- patience
+
+    def check(self, now: float) -> None:
+        """Resumes peers whose pause is over, snubs silent ones, and hedges in the endgame."""
+        self._due = None
+        sessions = list(self._state.sessions.values())
+        for session in sessions:
+            if session.paused_until is not None and now >= session.paused_until:
+                self._state.resume(session)
+                self.give_credit(session)
+            if session.flights and now >= self._silent_at(session):
+                self._snub(session, now)
+            self._renew_credit(session, now)
+        self.feed_all(now)
+        for session in sessions:
+            self._watch(session, now)
+
+    def expected_s(self) -> float:
+        """The mean time from asking to having, or a guess."""
+        return self._mean_s if self._mean_s is not None else self._state.params.timeout_s_initial / 8
+
+    # -- inside
+
+    def _use_credit(self, session: Session, run: Run) -> bool:
+        if run.count > 1 and self._state.pieces.bytes_of(run) > self._state.params.run_bytes_max:
+            return False
+        if session.credit_given:
+            session.credit_given -= 1
+        elif session.late_grants:
+            session.late_grants -= 1
+        else:
+            return False
+        return True
+
+    def _renew_credit(self, session: Session, now: float) -> None:
+        if session.credit_given and now - session.touched_at >= self._state.params.credit_stale_s:
+            session.end_credit()
+            session.touched_at = now
+            self.give_credit(session)
+
+    def _ask(self, session: Session, run: Run, now: float) -> None:
+        if not session.flights:
+            session.touched_at = now
+        self._state.pieces.ask(run)
+        session.flights.append(Flight(run, now, is_granted=False, remaining=[run]))
+        session.last_end = run.end
+        self._state.effects.append(Fetch(session.peer, run.first, run.count))
+
+    def _note_begin(self, session: Session, flight: Flight, now: float) -> None:
+        if flight.has_begun:
+            return
+        flight.has_begun = True
+        delay = now - flight.asked_at
+        session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
+
+    def _land(self, session: Session, run: Run, now: float) -> None:
+        for flight in list(session.flights):
+            parts = [part.overlap(run) for part in flight.remaining]
+            if not any(parts):
+                continue
+            flight.remaining = [left for part in flight.remaining for left in part.minus(run)]
+            for part in parts:
+                if part is not None:
+                    self._state.pieces.unask(part)
+            if not flight.remaining:
+                self._finish(session, flight, now)
+
+    def _finish(self, session: Session, flight: Flight, now: float) -> None:
+        session.flights.remove(flight)
+        took_s = now - flight.asked_at
+        if not flight.is_granted:
+            mean = took_s if self._mean_s is None else self._mean_s
+            self._mean_s = mean + MEAN_WEIGHT * (took_s - mean)
+        self.give_credit(session)
+
+    def _release(self, flight: Flight) -> None:
+        for part in flight.remaining:
+            self._state.pieces.unask(part)
+        flight.remaining = []
+
+    def _give_up(self, session: Session, run: Run) -> None:
+        for flight in list(session.flights):
+            if flight.run.overlap(run):
+                self._release(flight)
+                session.flights.remove(flight)
+        self.give_credit(session)
+
+    def _cancel(self, session: Session, run: Run) -> None:
+        """Stops waiting for `run` from this peer, and tells it so."""
+        for flight in list(session.flights):
+            for part in [part.overlap(run) for part in flight.remaining]:
+                if part is not None:
+                    self._state.pieces.unask(part)
+                    session.cancelled.append(flight.run)
+                    self._state.effects.append(Cancel(session.peer, part.first, part.count))
+            flight.remaining = [left for part in flight.remaining for left in part.minus(run)]
+            if not flight.remaining:
+                session.flights.remove(flight)
+        self.give_credit(session)
+
+    def _pause(self, session: Session, until: float) -> None:
+        self._state.pause(session, until)
+        self._due = until if self._due is None else min(self._due, until)
+
+    def _timeout_s(self) -> float:
+        params = self._state.params
+        if self._mean_s is None:
+            return params.timeout_s_initial
+        return max(params.timeout_s_min, params.timeout_factor * self._mean_s)
+
+    def _silent_at(self, session: Session) -> float:
+        return session.touched_at + self._timeout_s()
+
+    def _snub(self, session: Session, now: float) -> None:
+        params = self._state.params
+        self.counters.snubs += 1
+        for flight in list(session.flights):
+            self._cancel(session, flight.run)
+        pause = min(params.snub_s_max, params.snub_s_min * 2.0**session.snubs)
+        session.snubs += 1
+        self._pause(session, now + pause)
+
+    def _hedge_s(self) -> float:
+        params = self._state.params
+        return max(params.hedge_s_min, params.hedge_factor * self.expected_s())
+
+    def _hedge(self, session: Session, now: float) -> None:
+        """Asks an idle peer for the oldest run that has waited too long elsewhere."""
+        if session.flights or self._state.pieces.is_complete:
+            return
+        old = now - self._hedge_s()
+        flights = [flight for other in self._state.sessions.values() for flight in other.flights]
+        late = sorted((flight for flight in flights if flight.asked_at <= old), key=_asked_at)
+        run = self._hedge_run(session, late, now)
+        if run is not None:
+            self.counters.hedges += 1
+            self._ask(session, run, now)
+
+    def _hedge_run(self, session: Session, late: list[Flight], now: float) -> Run | None:
+        pieces = self._state.pieces
+        size = self._run_bytes(session.down.rate(now), now)
+        for flight in late:
+            last = flight.remaining[-1]  # the first peer works on the beginning
+            count = min(last.count, pieces.fit_before(last.end, size))
+            run = Run(last.end - count, count)
+            if pieces.asked(run) < COPIES_MAX and session.holds_all(run) and self._may_hedge(session, run):
+                return run
+        return None
+
+    def _run_bytes(self, rate: float, now: float) -> int:
+        rate_total, sources = self.rate.rate(now), len(self._state.sessions)
+        return run_bytes(self._state, rate=rate, rate_total=rate_total, sources=sources)
+
+    def _may_hedge(self, session: Session, run: Run) -> bool:
+        # Origins stay the last resort in the endgame too: only for what nobody else could send.
+        if session.kind is PeerKind.NODE:
+            return True
+        others = (one for one in self._state.sessions.values() if one is not session)
+        return not any(one.can_be_asked and one.holds_all(run) for one in others)
+
+    def _watch(self, session: Session, now: float) -> None:
+        """Moves the next check forward to what this peer needs."""
+        times = []
+        if session.paused_until is not None:
+            times.append(session.paused_until)
+        if session.flights:
+            times.append(self._silent_at(session))
+            if not self._state.pieces.unasked:
+                hedge_at = session.flights[0].asked_at + self._hedge_s()
+                times.append(hedge_at if hedge_at > now else now + self._hedge_s())
+        elif session.credit_given:
+            times.append(session.touched_at + self._state.params.credit_stale_s)
+        for time in times:
+            self._due = time if self._due is None else min(self._due, time)
+
+
+def _asked_at(flight: Flight) -> float:
+    return flight.asked_at
+
+
+def _tier_and_load(session: Session) -> tuple[int, int]:
+    return session.tier, len(session.flights)

@@ -1,0 +1,150 @@
+"""What a seeder sends by its own choice: each piece out once before any piece goes out twice.
+
+The seeder's uplink is what a broadcast is short of. If leechers chose, several would ask it for the same
+piece at once (off-the-shelf swarms send 1.5-1.9 copies from the seeder, research/swarm.md 4). So it shows
+nothing and chooses late, when a slot is free: the next run that nobody holds, to the leecher with credit
+that has waited longest and has few runs that it alone holds.
+
+The pool is what no leecher is known to hold and is not on its way. A run returns to it when its leecher
+leaves, or when it has not spread in time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from megalfs.core.availability import Availability
+from megalfs.core.bitfield import Bits, Run
+from megalfs.core.effects import PeerId
+from megalfs.core.pieces import Pieces
+from megalfs.core.session import Session
+
+__all__ = ["Grants"]
+
+SPREAD_COPIES = 2  # leechers that hold a run: its receiver and one more
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """A run given to one leecher, until it has spread."""
+
+    session: Session
+    run: Run
+    sent_at: float
+
+
+class Grants:
+    """The pool and the runs that have not spread yet."""
+
+    def __init__(self, pieces: Pieces, availability: Availability, rng: Random) -> None:
+        self._pieces = pieces
+        self._availability = availability
+        self._rng = rng
+        self._pool: Bits = np.zeros(pieces.count, dtype=np.bool_)
+        self._left = 0
+        self._open: dict[int, Grant] = {}
+        self._number = 0
+        self._grant_of: npt.NDArray[np.int32] = np.zeros(pieces.count, dtype=np.int32)
+        # Several seeders of one swarm do not hear of each other: each begins elsewhere.
+        self._front = rng.randrange(pieces.count)
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether there is a piece that nobody holds and nobody is being sent."""
+        return self._left > 0
+
+    def refill(self) -> None:
+        """Sets the pool to what no leecher is known to hold and none is being sent."""
+        if self._availability.full:
+            self._pool[:] = False
+        else:
+            self._pool[:] = (self._availability.counts(0, self._pieces.count) == 0) & (self._grant_of == 0)
+        self._left = int(np.count_nonzero(self._pool))
+
+    def take(self, session: Session, size: int, now: float) -> Run:
+        """Gives the next run, of about `size` bytes, to this leecher."""
+        at = self._front
+        if at >= self._pieces.count:
+            at = 0
+        if not self._pool[at]:
+            # Not simply the next one: that is where another seeder works just now.
+            open_ = np.flatnonzero(self._pool)
+            at = int(open_[self._rng.randrange(len(open_))])
+        fits = self._pool[at : at + self._pieces.fit(at, size)]
+        stop = int(fits.argmin())
+        run = Run(at, stop if not fits[stop] else len(fits))
+        self._front = run.end
+        self._drain(run)
+        self._number += 1
+        self._open[self._number] = Grant(session, run, now)
+        self._grant_of[run.first : run.end] = self._number
+        session.unspread += 1
+        return run
+
+    def announced(self, run: Run) -> None:
+        """A leecher holds the run now."""
+        self._drain(run)
+        for number in np.unique(self._grant_of[run.first : run.end]).tolist():
+            grant = self._open.get(number)
+            if grant is not None and self._copies(grant.run) >= SPREAD_COPIES:
+                self._close(number)
+
+    def left(self, session: Session) -> None:
+        """The leecher is gone: what only it was given may go out again."""
+        for number, grant in list(self._open.items()):
+            if grant.session is session:
+                self._close(number)
+                self._return(grant.run)
+
+    def failed(self, session: Session, run: Run) -> bool:
+        """The run did not reach its leecher; False when it was not given to it."""
+        is_ours = False
+        for number in np.unique(self._grant_of[run.first : run.end]).tolist():
+            grant = self._open.get(number)
+            if grant is not None and grant.session is session:
+                is_ours = True
+                self._close(number)
+                self._return(grant.run)
+        return is_ours
+
+    def expire(self, before: float) -> None:
+        """Runs sent before then that have not spread go out again, if no second leecher holds them."""
+        for number, grant in list(self._open.items()):
+            if grant.sent_at >= before:
+                break  # in the order of sending
+            self._close(number)
+            self._return(grant.run)
+
+    def oldest_at(self) -> float | None:
+        """When the oldest run that has not spread was sent."""
+        return next(iter(self._open.values())).sent_at if self._open else None
+
+    def open_for(self, peer: PeerId) -> list[Run]:
+        """The runs given to a peer that have not spread."""
+        return [grant.run for grant in self._open.values() if grant.session.peer == peer]
+
+    def _copies(self, run: Run) -> int:
+        return int(self._availability.counts(run.first, run.end).min()) + self._availability.full
+
+    def _close(self, number: int) -> None:
+        grant = self._open.pop(number)
+        grant.session.unspread -= 1
+        mine = self._grant_of[grant.run.first : grant.run.end]
+        mine[mine == number] = 0
+
+    def _return(self, run: Run) -> None:
+        if self._availability.full:
+            return
+        part = self._pool[run.first : run.end]
+        back = self._availability.counts(run.first, run.end) < SPREAD_COPIES
+        self._left += int(np.count_nonzero(back & ~part))
+        part |= back
+
+    def _drain(self, run: Run) -> None:
+        part = self._pool[run.first : run.end]
+        self._left -= int(np.count_nonzero(part))
+        part[:] = False

@@ -1,0 +1,88 @@
+"""When peers hear of the pieces verified here: at once, but in batches; seeders later than leechers."""
+
+from __future__ import annotations
+
+from megalfs.core.bitfield import Run, runs_of
+from megalfs.core.codec import HAVE_RUNS_MAX
+from megalfs.core.messages import HaveRuns, Lost, SwarmMessage
+from megalfs.core.session import Session, Shows
+from megalfs.core.state import SwarmState
+
+__all__ = ["News"]
+
+
+class News:
+    """Runs verified since peers were last told."""
+
+    def __init__(self, state: SwarmState) -> None:
+        self._state = state
+        self._fresh: list[Run] = []
+        self._fresh_due: float | None = None
+        self._stale: list[Run] = []  # told to leechers, not yet to seeders
+        self._stale_due: float | None = None
+
+    @property
+    def due(self) -> float | None:
+        """When `flush` has something to do."""
+        if self._fresh_due is None or self._stale_due is None:
+            return self._fresh_due if self._stale_due is None else self._stale_due
+        return min(self._fresh_due, self._stale_due)
+
+    def add(self, run: Run, *, now: float) -> None:
+        """The run is verified and may be asked of us."""
+        if self._fresh and self._fresh[-1].end == run.first:
+            run = Run(self._fresh[-1].first, self._fresh.pop().count + run.count)
+        self._fresh.append(run)
+        if self._fresh_due is None:
+            params = self._state.params
+            delay = max(params.have_delay_s, params.have_delay_per_peer_s * len(self._state.sessions))
+            self._fresh_due = now + delay
+
+    def flush(self, *, now: float, everything: bool = False) -> None:
+        """Tells what is due, or all that is untold."""
+        if self._fresh_due is not None and (everything or now >= self._fresh_due):
+            self._tell(self._fresh, to_seeders=False)
+            self._stale += self._fresh
+            self._fresh, self._fresh_due = [], None
+            if self._stale_due is None:
+                self._stale_due = now + self._state.params.have_lazy_s
+        if self._stale_due is not None and (everything or now >= self._stale_due):
+            self._tell(self._stale, to_seeders=True)
+            self._stale, self._stale_due = [], None
+
+    def introduce(self, session: Session) -> None:
+        """First words to a peer: what is held here, in as many frames as it takes."""
+        runs = runs_of(self._state.pieces.have.bits)
+        for message in self._batches(runs) or [HaveRuns(self._state.manifest, ())]:
+            self._state.send(session, message)
+
+    def retract(self, session: Session, runs: list[Run]) -> None:
+        """Tells a peer what is no longer held here."""
+        manifest = self._state.manifest
+        for at in range(0, len(runs), HAVE_RUNS_MAX):
+            self._state.send(session, Lost(manifest, tuple(runs[at : at + HAVE_RUNS_MAX])))
+
+    def _tell(self, runs: list[Run], *, to_seeders: bool) -> None:
+        messages = self._batches(runs)
+        for session in self._state.nodes():
+            if (session.shows is Shows.ALL) is to_seeders:
+                for message in self._needed(messages, session):
+                    self._state.send(session, message)
+
+    def _needed(self, messages: list[SwarmMessage], session: Session) -> list[SwarmMessage]:
+        # A leecher that holds the pieces itself learns nothing it can use (libtorrent's have suppression).
+        if session.shows is not Shows.SOME or len(messages) != 1:
+            return messages
+        message = messages[0]
+        assert isinstance(message, HaveRuns)
+        useful = tuple(run for run in message.runs if not session.holds_all(run))
+        if len(useful) == len(message.runs):
+            return messages  # the very object that others get: it is encoded once
+        return [HaveRuns(message.manifest, useful)] if useful else []
+
+    def _batches(self, runs: list[Run]) -> list[SwarmMessage]:
+        manifest = self._state.manifest
+        return [
+            HaveRuns(manifest, tuple(runs[at : at + HAVE_RUNS_MAX]))
+            for at in range(0, len(runs), HAVE_RUNS_MAX)
+        ]

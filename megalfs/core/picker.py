@@ -1,0 +1,145 @@
+"""Which run to ask of a peer: policy only, nothing here changes anything.
+
+Rarest first among what the peer holds, ties at random, when others fetch too: that is what keeps every
+leecher interesting to every other (97-100 % of the bound with fresh haves, research/swarm.md 3). In file
+order when nobody else fetches: disks and readers like it. A peer is never asked for what a cheaper one
+offers, and an origin only for what no peer can give.
+"""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import numpy as np
+
+from megalfs.core.availability import Availability
+from megalfs.core.bitfield import Bits, Run
+from megalfs.core.params import SwarmParams
+from megalfs.core.pieces import Pieces
+from megalfs.core.session import PeerKind, Session
+from megalfs.core.state import SwarmState
+
+__all__ = ["depth", "pick", "relay_bytes_max", "run_bytes"]
+
+WINDOW = 16_384
+"""Pieces compared for rarity at a time: 50 us. A bigger blob is sampled; its rarity is spread evenly, and
+exactness over 560,000 pieces would cost 2 ms a decision."""
+
+NONE_RARER = np.iinfo(np.uint16).max
+
+
+def pick(state: SwarmState, session: Session, size: int) -> Run | None:
+    """The run of about `size` bytes to ask of this peer now, or None if it has nothing for us."""
+    pieces, availability = state.pieces, state.availability
+    if not pieces.unasked or availability.is_full_nearer(session.tier):
+        return None
+    if session.kind is PeerKind.ORIGIN:
+        return None if state.granters else _stretch(state, session, size)
+    if state.leechers:
+        return _rarest(state, session, size)
+    return _in_order(state, session, size)
+
+
+def run_bytes(state: SwarmState, *, rate: float, rate_total: float, sources: int) -> int:
+    """How large a run should be for a peer that sends `rate`, while all together send `rate_total`."""
+    params = state.params
+    size = float(params.run_bytes_initial)
+    if rate > 0:
+        size = max(rate * params.run_s, rate_total / params.runs_per_s)
+    # Towards the end runs shrink, so that all sources finish together (guided self-scheduling).
+    rest = state.pieces.unasked_bytes / (2 * max(1, sources) * params.lanes)
+    return int(max(1.0, min(size, rest, params.run_bytes_max, relay_bytes_max(state))))
+
+
+def relay_bytes_max(state: SwarmState) -> float:
+    """The largest run that still spreads well: what is relayed must be small against the file."""
+    if not state.leechers:
+        return math.inf
+    hops = math.ceil(math.log2(state.leechers + 2))  # N counts this node too
+    return state.pieces.bytes_total / (state.params.relay_parts * hops)
+
+
+def depth(params: SwarmParams, session: Session, *, rate: float, size: int, is_alone: bool) -> int:
+    """How many runs of `size` may be outstanding at a peer.
+
+    One while others fetch too and links are slow: what is queued deep is chosen too early. Nobody else
+    fetches: each lane busy and one run queued behind it.
+    """
+    run_s = size / rate if rate > 0 else params.run_s
+    queue_s = max(params.queue_s, session.delay_s or 0.0)
+    runs = 1 + int(queue_s / run_s + 0.5)
+    if is_alone:
+        runs = max(runs, 2 * params.lanes)
+    return min(runs, params.depth_max)
+
+
+def _candidates(pieces: Pieces, availability: Availability, session: Session, low: int, high: int) -> Bits:
+    bits = pieces.wanted[low:high]
+    if session.holds is not None:
+        bits = bits & session.holds.bits[low:high]
+    nearer = availability.nearer(session.tier, low, high)
+    return bits if nearer is None else bits & ~nearer
+
+
+def _rarest(state: SwarmState, session: Session, size: int) -> Run | None:
+    pieces, availability, rng = state.pieces, state.availability, state.rng
+    low, high = 0, pieces.count
+    if high > WINDOW:
+        low = rng.randrange(high - WINDOW + 1)
+        high = low + WINDOW
+    bits = _candidates(pieces, availability, session, low, high)
+    if not bits.any():
+        if high - low == pieces.count:
+            return None
+        low, bits = 0, _candidates(pieces, availability, session, 0, pieces.count)
+        if not bits.any():
+            return None
+    copies = np.where(bits, availability.counts(low, low + len(bits)), NONE_RARER)
+    rarest = np.flatnonzero(copies == copies.min())
+    at = int(rarest[_draw(rng, len(rarest), from_end=state.params.from_end)])
+    return _forward(pieces, bits, at, low, size)
+
+
+def _draw(rng: Random, count: int, *, from_end: bool) -> int:
+    # The better of two draws leans to the end, yet leaves peers different from each other.
+    at = int(rng.random() * count)
+    return max(at, int(rng.random() * count)) if from_end else at
+
+
+def _in_order(state: SwarmState, session: Session, size: int) -> Run | None:
+    pieces = state.pieces
+    bits = _candidates(pieces, state.availability, session, 0, pieces.count)
+    if state.params.from_end:
+        end = pieces.count - int(bits[::-1].argmax())
+        return _backward(pieces, bits, end, size) if bits[end - 1] else None
+    first = int(bits.argmax())
+    return _forward(pieces, bits, first, 0, size) if bits[first] else None
+
+
+def _stretch(state: SwarmState, session: Session, size: int) -> Run | None:
+    """Where the last run from this origin ended, else anywhere: each leecher reads another stretch."""
+    pieces = state.pieces
+    bits = _candidates(pieces, state.availability, session, 0, pieces.count)
+    at = session.last_end
+    if at < pieces.count and bits[at] and (at or not state.leechers):
+        return _forward(pieces, bits, at, 0, size)
+    open_ = np.flatnonzero(bits)
+    if not len(open_):
+        return None
+    return _forward(pieces, bits, int(open_[state.rng.randrange(len(open_))]), 0, size)
+
+
+def _forward(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> Run:
+    """The run of true bits from `at` on that fits `size`; `bits` begins at piece `low`."""
+    fits = bits[at : at + pieces.fit(low + at, size)]
+    stop = int(fits.argmin())
+    return Run(low + at, stop if not fits[stop] else len(fits))
+
+
+def _backward(pieces: Pieces, bits: Bits, end: int, size: int) -> Run:
+    """The run of true bits that ends before `end` and fits `size`."""
+    fits = bits[end - pieces.fit_before(end, size) : end][::-1]
+    stop = int(fits.argmin())
+    count = stop if not fits[stop] else len(fits)
+    return Run(end - count, count)

@@ -1,0 +1,202 @@
+"""The uploader's half: answers requests, and while it is a lone seeder of several leechers, grants."""
+
+from __future__ import annotations
+
+from megalfs.core.bitfield import Run
+from megalfs.core.effects import PeerId, Serve
+from megalfs.core.grants import Grants
+from megalfs.core.messages import Granting, HaveAll, Reject, RejectReason
+from megalfs.core.meter import Meter
+from megalfs.core.picker import relay_bytes_max
+from megalfs.core.session import PeerKind, Session
+from megalfs.core.state import SwarmState
+from megalfs.core.uploads import Uploads
+
+__all__ = ["Serving"]
+
+GRANT_LEECHERS_MIN = 2  # one leecher alone is best served by what it asks for
+
+
+class Serving:
+    """Decides what is sent to whom, and when."""
+
+    def __init__(self, state: SwarmState, now: float) -> None:
+        self._state = state
+        self._uploads = Uploads(state.params)
+        # Only a node that began complete grants: one that became complete has shown its pieces already.
+        is_seeder = state.pieces.is_complete and state.pieces.count > 0
+        self._grants = Grants(state.pieces, state.availability, state.rng) if is_seeder else None
+        self.is_granting = False
+        self.rate = Meter(now)
+        self.due: float | None = None
+        """When `check` has something to do."""
+
+    def active_for(self, peer: PeerId) -> int:
+        """Runs being sent to a peer now."""
+        return self._uploads.active_for(peer)
+
+    @property
+    def can_grant(self) -> bool:
+        """Whether this node may still turn to granting."""
+        return self._grants is not None and self._state.pieces.is_complete
+
+    # -- what happened
+
+    def introduced(self, now: float, *, stranger: Session | None = None) -> None:
+        """A peer told what it holds, came or left: grants begin or end, and a stranger is answered."""
+        grants = self._grants
+        if grants is not None and self._state.pieces.is_complete:
+            wanted = self._state.leechers >= GRANT_LEECHERS_MIN
+            if wanted and not self.is_granting:
+                grants.refill()
+            if (wanted and grants.has_pool) != self.is_granting:
+                self._set_granting(not self.is_granting)
+            elif stranger is not None:
+                self.reveal(stranger)
+        self.go_on(now)
+
+    def reveal(self, session: Session) -> None:
+        """Tells a peer whether it may ask or must wait to be given."""
+        manifest = self._state.manifest
+        session.credit = 0
+        self._state.send(session, Granting(manifest) if self.is_granting else HaveAll(manifest))
+
+    def stop_granting(self) -> None:
+        """We no longer hold everything; the caller tells the peers what is left."""
+        self.is_granting = False
+
+    def announced(self, run: Run) -> None:
+        """A leecher holds a run now."""
+        if self._grants is not None:
+            self._grants.announced(run)
+
+    def requested(self, session: Session, run: Run, now: float) -> None:
+        """A peer asks for a run."""
+        if not self._state.pieces.have.has_all(run.first, run.count):
+            self._reject(session, run, RejectReason.NOT_HELD)
+        elif not self._uploads.request(session.peer, run):
+            self._reject(session, run, RejectReason.BUSY)
+        else:
+            self.go_on(now)
+
+    def cancelled(self, session: Session, run: Run) -> None:
+        """A peer no longer wants a run."""
+        self._uploads.cancel(session.peer, run)
+
+    def credited(self, session: Session, count: int, now: float) -> None:
+        """A leecher takes more runs of our choice."""
+        session.credit = min(session.credit + count, self._state.params.credits_max)
+        self.go_on(now)
+
+    def ended(self, session: Session | None, peer: PeerId, run: Run, *, ok: bool, now: float) -> None:
+        """Sending a run has ended."""
+        known = self._uploads.end(peer, run, now=now, ok=ok)
+        if session is not None and known:
+            if ok:
+                size = self._state.pieces.bytes_of(run)
+                session.up.add(size, now)
+                self.rate.add(size, now)
+            elif self._grants is not None and self._grants.failed(session, run):
+                session.credit += 1
+        self.go_on(now)
+
+    def dropped(self, session: Session) -> None:
+        """The peer is gone."""
+        self._uploads.forget(session.peer)
+        if self._grants is not None:
+            self._grants.left(session)
+
+    def withdraw(self, run: Run) -> None:
+        """We no longer hold a run."""
+        for peer, queued in self._uploads.withdraw(run):
+            session = self._state.sessions.get(peer)
+            if session is not None:
+                self._reject(session, queued, RejectReason.WITHDRAWN, weight=0)
+
+    def check(self, now: float) -> None:
+        """Runs that have not spread return to the pool; a slot may have stopped counting."""
+        if self._grants is not None:
+            self._grants.expire(now - self._spread_s())
+        self.go_on(now)
+
+    def go_on(self, now: float) -> None:
+        """Fills free slots: what was asked for first, then grants."""
+        while self._uploads.has_room(now):
+            chosen = self._uploads.next(per_peer=self._per_peer()) or self._grant(now)
+            if chosen is None:
+                break
+            peer, run = chosen
+            self._uploads.start(peer, run, now=now)
+            self._state.effects.append(Serve(peer, run.first, run.count))
+        self.due = self._next_due(now)
+
+    # -- inside
+
+    def _next_due(self, now: float) -> float | None:
+        slow_at = self._uploads.next_slow_at(now)
+        oldest = self._grants.oldest_at() if self._grants is not None else None
+        if oldest is None:
+            return slow_at
+        spread_at = max(now, oldest + self._spread_s())
+        return spread_at if slow_at is None else min(slow_at, spread_at)
+
+    def _set_granting(self, is_granting: bool) -> None:
+        self.is_granting = is_granting
+        for session in self._state.nodes():
+            self.reveal(session)
+
+    def _per_peer(self) -> int:
+        """Runs on the way to one peer: all slots for a lone leecher, one each when there are enough."""
+        params = self._state.params
+        shared = -(-params.upload_slots // max(1, self._state.leechers))
+        return max(1, min(shared, 2 * params.lanes))
+
+    def _grant(self, now: float) -> tuple[PeerId, Run] | None:
+        grants = self._grants
+        if grants is None or not self.is_granting:
+            return None
+        if not grants.has_pool:
+            # Everything is out once: from here on peers ask.
+            self._set_granting(False)
+            return None
+        grantee = self._grantee()
+        if grantee is None:
+            return None
+        run = grants.take(grantee, self._grant_bytes(grantee, now), now)
+        grantee.credit -= 1
+        grantee.granted_at = now
+        return grantee.peer, run
+
+    def _grantee(self) -> Session | None:
+        """The nearest, least recently served leecher with credit that is not busy and does spread."""
+        per_peer = self._per_peer()
+        ready = [
+            session
+            for session in self._state.sessions.values()
+            if session.credit > 0 and session.is_leecher and self._uploads.active_for(session.peer) < per_peer
+        ]
+        spreading = [one for one in ready if one.unspread < self._state.params.unspread_max]
+        if spreading:
+            return min(spreading, key=_turn)
+        if ready and not self._uploads.active_count:
+            return min(ready, key=_turn)  # an idle uplink helps nobody
+        return None
+
+    def _grant_bytes(self, session: Session, now: float) -> int:
+        params = self._state.params
+        rate = session.up.rate(now)
+        size = rate * params.run_s if rate > 0 else float(params.run_bytes_initial)
+        return int(max(1.0, min(size, params.run_bytes_max, relay_bytes_max(self._state))))
+
+    def _spread_s(self) -> float:
+        params = self._state.params
+        return max(params.spread_s_min, 2 * self._state.leechers * self._uploads.mean_s)
+
+    def _reject(self, session: Session, run: Run, reason: RejectReason, *, weight: int = 1) -> None:
+        if session.kind is PeerKind.NODE:
+            self._state.send(session, Reject(self._state.manifest, run.first, run.count, reason))
+            self._state.strike(session, weight, "asks for what it cannot have")
+
+
+def _turn(session: Session) -> tuple[int, float, PeerId]:
+    return session.tier, session.granted_at, session.peer

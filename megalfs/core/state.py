@@ -1,0 +1,135 @@
+"""What the parts of a swarm share: the pieces, the peers, and the list of effects they write to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from megalfs.core.availability import Availability
+from megalfs.core.bitfield import Bitfield, Run
+from megalfs.core.effects import Effect, PeerId, Send
+from megalfs.core.ids import ManifestId
+from megalfs.core.messages import SwarmMessage
+from megalfs.core.params import SwarmParams
+from megalfs.core.pieces import Pieces
+from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.errors import RemoteProtocolError
+
+__all__ = ["SwarmState"]
+
+
+@dataclass(slots=True, eq=False)
+class SwarmState:
+    """One swarm's state on this node; it keeps itself consistent and decides nothing."""
+
+    manifest: ManifestId
+    pieces: Pieces
+    availability: Availability
+    params: SwarmParams
+    rng: Random
+    sessions: dict[PeerId, Session] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    leechers: int = 0
+    """Connected nodes known to lack something; this node does not count."""
+    granters: int = 0
+    """Connected seeders that choose themselves what they send."""
+
+    def send(self, session: Session, message: SwarmMessage) -> None:
+        """Says something to a node; origins hear nothing."""
+        if session.kind is PeerKind.NODE:
+            self.effects.append(Send(session.peer, message))
+
+    def nodes(self) -> list[Session]:
+        """The sessions that hear messages."""
+        return [session for session in self.sessions.values() if session.kind is PeerKind.NODE]
+
+    def check(self, first: int, count: int) -> Run:
+        """The run, if the blob has those pieces.
+
+        Raises:
+            RemoteProtocolError: it has not.
+        """
+        if count < 1 or first < 0 or first > self.pieces.count - count:
+            raise RemoteProtocolError(f"{count} pieces from {first}, of {self.pieces.count}")
+        return Run(first, count)
+
+    def show(self, session: Session, shows: Shows, holds: Bitfield | None = None) -> None:
+        """The peer let us know what it holds."""
+        self._count_out(session)
+        session.shows, session.holds = shows, holds
+        self._count_in(session)
+
+    def pause(self, session: Session, until: float) -> None:
+        """The peer is not asked, and what it holds is not counted on, until then."""
+        if session.is_paused:
+            session.paused_until = until
+            return
+        self._count_out(session)
+        session.paused_until = until
+        self._count_in(session)
+
+    def resume(self, session: Session) -> None:
+        """The pause is over."""
+        if session.is_paused:
+            self._count_out(session)
+            session.paused_until = None
+            self._count_in(session)
+
+    def forget(self, session: Session) -> None:
+        """The peer is gone."""
+        self._count_out(session)
+        del self.sessions[session.peer]
+
+    def gain(self, session: Session, run: Run) -> bool:
+        """A partial holder announces a run; returns whether it is news."""
+        holds = session.holds
+        assert holds is not None
+        new = ~holds.bits[run.first : run.end]
+        if not holds.add(run.first, run.count):
+            return False
+        if not session.is_paused:
+            self.availability.gain(session.tier, run.first, new)
+        if holds.is_full:
+            self.show(session, Shows.ALL)
+        return True
+
+    def lose(self, session: Session, run: Run) -> None:
+        """A peer no longer holds a run."""
+        if session.shows is Shows.ALL:
+            self.show(session, Shows.SOME, Bitfield.full(self.pieces.count))
+        holds = session.holds
+        if holds is None:
+            return
+        gone = holds.bits[run.first : run.end].copy()
+        if holds.remove(run.first, run.count) and not session.is_paused:
+            self.availability.lose(session.tier, run.first, gone)
+
+    def strike(self, session: Session, weight: int, reason: str) -> None:
+        """Counts a senseless act; too many are a reason to ban."""
+        session.strikes += weight
+        if session.strikes > self.params.strikes_max and session.ban_reason is None:
+            session.ban_reason = reason
+
+    def _count_in(self, session: Session) -> None:
+        self._count(session, 1)
+        if session.is_paused:
+            return
+        if session.holds is not None:
+            self.availability.add_holder(session.tier, session.holds.bits)
+        elif session.shows is Shows.ALL:
+            self.availability.add_full(session.tier)
+
+    def _count_out(self, session: Session) -> None:
+        self._count(session, -1)
+        if session.is_paused:
+            return
+        if session.holds is not None:
+            self.availability.remove_holder(session.tier, session.holds.bits)
+        elif session.shows is Shows.ALL:
+            self.availability.remove_full(session.tier)
+
+    def _count(self, session: Session, by: int) -> None:
+        if session.is_leecher:
+            self.leechers += by
+        if session.shows is Shows.GRANTS:
+            self.granters += by

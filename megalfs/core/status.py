@@ -1,0 +1,43 @@
+"""Answers to what people ask about a swarm; plain values, made on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megalfs.core.effects import PeerId
+from megalfs.core.session import PeerKind
+from megalfs.core.topology import Tier
+
+__all__ = ["AvailabilitySummary", "PeerStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class AvailabilitySummary:
+    """Copies of the pieces among connected peers, this node not counted."""
+
+    copies_min: int
+    copies_median: float
+    rarest: int | None
+    """Index of a piece with the fewest copies; None for an empty blob."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One peer, as `megalfs status` shows it."""
+
+    peer: PeerId
+    kind: PeerKind
+    tier: Tier
+    shows: str
+    pieces: int
+    """Pieces it is known to hold; haves that we had already may be untold."""
+    rate_in: float
+    rate_out: float
+    bytes_in: int
+    bytes_out: int
+    bytes_wasted: int
+    outstanding: int
+    uploading: int
+    is_paused: bool
+    rejected: int
+    """Pieces that came from it with wrong bytes."""
