@@ -1,0 +1,463 @@
+"""A file being pulled: preallocated beside its target, with a sidecar that says what is verified and written.
+
+Order is what makes `kill -9` safe: data first, then the sidecar, then the rename. No file lock is trusted (on
+Lustre, GPFS and NFS they are granted to everybody): each pull has a partial of its own name. One whose owner
+is dead, or has not been heard of for 30 s from another machine, is taken over by renaming its sidecar, which
+one process can do. What the sidecar claims is hashed again before it counts.
+
+The whole size is allocated first, so a full disk is known before the first byte. When it fills all the same
+(a quota), the partial and its allocation stay, and the next run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from megalfs.core.bitfield import Bitfield, Run
+from megalfs.core.ids import Oid
+from megalfs.errors import BusyError, PolicyError, SpaceError
+from megalfs.store.files import fsync_dir, map_os_errors, nonce, rename_new, write_all, write_atomic
+from megalfs.store.identity import Identity
+from megalfs.store.partial_state import PartialState, read_state, save_bits, write_state
+from megalfs.store.target import check_target
+from megalfs.store.verify import PieceReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from megalfs.core.manifest import Manifest
+    from megalfs.store.root import Root
+
+__all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target"]
+
+PART_SUFFIX = ".megalfs-part"
+STATE_SUFFIX = ".megalfs-state"
+NAME_BYTES_MAX = 160  # of the target's name in ours: with 255 allowed, the rest is room for ids
+HEARTBEAT_S_MAX = 30.0  # after this silence a partial of another machine is abandoned
+RESERVE_BYTES = 64 << 20  # left free for others; a disk filled to the last block breaks more than one pull
+
+
+class Partial:
+    """One pull's file. `write` and `mark` may be called from any thread; the rest from the driver's."""
+
+    def __init__(
+        self, target: Path, directory_fd: int, fd: int, names: tuple[str, str], state: PartialState
+    ) -> None:
+        """Use `create_or_resume`."""
+        self.target = target
+        self.oid = state.oid
+        self.size = state.size
+        self.fd = fd
+        self.manifest: Manifest | None = None
+        self.have = Bitfield(state.pieces)
+        self.candidates = Bitfield(state.pieces)
+        self._directory_fd = directory_fd
+        self._part_name, self._state_name = names
+        self._state = state
+        self._state_fd = -1
+        self._lock = threading.Lock()
+        self._is_changed = False
+
+    @classmethod
+    def create_or_resume(
+        cls,
+        target: Path,
+        manifest: Manifest | None,
+        *,
+        root: Root,
+        oid: Oid | None = None,
+        size: int | None = None,
+    ) -> Self:
+        """Takes over an abandoned partial of this target and blob, or makes a new one.
+
+        After a resume `candidates` are the pieces to pass through `recheck`; `have` is empty until then.
+
+        Args:
+            manifest: None when nobody has one; then bytes are appended in order, and `oid` must be given.
+            size: of the blob in bytes, where known without a manifest.
+
+        Raises:
+            SpaceError: the file system has not enough room.
+            PolicyError: the target is something that is never replaced.
+        """
+        subject = manifest.oid if manifest is not None else oid
+        assert subject is not None
+        wanted = PartialState.of(
+            subject, manifest.size if manifest is not None else size or 0, manifest, "", root.owner()
+        )
+        target = target.absolute()
+        check_target(target)
+        with map_os_errors(f"cannot write beside {str(target)!r}"):
+            _register(root, target.parent)
+            directory_fd = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                partial = cls._claim(target, directory_fd, wanted) or cls._create(
+                    target, directory_fd, wanted
+                )
+            except BaseException:
+                os.close(directory_fd)
+                raise
+            partial.begin(manifest)
+        return partial
+
+    @classmethod
+    def _create(cls, target: Path, directory_fd: int, wanted: PartialState) -> Self:
+        part, state_name = _names(target, wanted.oid)
+        state = replace(wanted, part=part)
+        write_state(target.parent / state_name, state)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(part, flags, 0o666, dir_fd=directory_fd)
+        partial = cls(target, directory_fd, fd, (part, state_name), state)
+        try:
+            partial._allocate()
+        except BaseException:
+            partial.discard(keep_directory=True)
+            raise
+        return partial
+
+    @classmethod
+    def _claim(cls, target: Path, directory_fd: int, wanted: PartialState) -> Self | None:
+        """The best abandoned partial, renamed to a name of ours."""
+        for path, found in _abandoned(target, wanted):
+            part, state_name = _names(target, wanted.oid)
+            try:
+                path.rename(target.parent / state_name)  # who succeeds owns it
+            except FileNotFoundError:
+                continue
+            old_part = path.name.removesuffix(STATE_SUFFIX) + PART_SUFFIX
+            fd = _take_part(directory_fd, [old_part, *([found.part] if found else [])], part)
+            if fd is None:
+                (target.parent / state_name).unlink(missing_ok=True)
+                continue
+            is_same = (
+                found is not None and found.manifest == wanted.manifest and found.pieces == wanted.pieces
+            )
+            claimed = found.claimed if found is not None and is_same else b""
+            state = replace(wanted, part=part, claimed=claimed)
+            write_state(target.parent / state_name, state)
+            partial = cls(target, directory_fd, fd, (part, state_name), state)
+            # Another manifest, or a damaged sidecar: any piece may be there, so all are looked at.
+            partial.candidates = state.bits() if is_same else Bitfield.full(wanted.pieces)
+            if wanted.size and os.fstat(fd).st_size != wanted.size:
+                os.ftruncate(fd, wanted.size)
+            partial._allocate()
+            return partial
+        return None
+
+    def begin(self, manifest: Manifest | None) -> None:
+        """Opens the sidecar; the bytes are those of `manifest` from now on."""
+        self.manifest = manifest
+        self._state_fd = os.open(self._state_name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory_fd)
+
+    def _allocate(self) -> None:
+        """Takes the blocks that are still missing; without a manifest nothing is taken (the file grows)."""
+        if not self._state.pieces:
+            return
+        free = os.fstatvfs(self.fd)
+        missing = self.size - os.fstat(self.fd).st_blocks * 512
+        available = free.f_bavail * free.f_frsize
+        if missing > 0 and missing + min(RESERVE_BYTES, available // 20) > available:
+            raise SpaceError(
+                f"no space for {str(self.target)!r}: {missing} bytes are needed, {available} are free",
+                hint="free some space and run the same command again: it resumes",
+            )
+        _fallocate(self.fd, self.size)
+
+    @property
+    def path(self) -> Path:
+        """Where the bytes are now."""
+        return self.target.parent / self._part_name
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every piece is verified and written."""
+        return self.manifest is not None and self.have.is_full
+
+    # Resuming.
+
+    def recheck(self, *, should_stop: Callable[[], bool] | None = None) -> Iterator[tuple[Run, bool]]:
+        """Hashes the candidates, in order, from any thread; yields (run, is_good) and marks the good ones.
+
+        Raises:
+            CancelledByUserError: `should_stop` answered True.
+        """
+        assert self.manifest is not None
+        reader = PieceReader(self.fd, self.manifest)
+        for run in self.candidates.runs():
+            for part, is_good in reader.check(run, should_stop=should_stop):
+                if is_good:
+                    self.mark(*part)
+                yield part, is_good
+        self.candidates = Bitfield(self.manifest.piece_count)
+
+    def rehash_prefix(self) -> tuple[hashlib._Hash, int]:
+        """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is."""
+        hasher, offset = hashlib.sha256(), 0
+        while block := os.pread(self.fd, 1 << 20, offset):
+            hasher.update(block)
+            offset += len(block)
+        return hasher, offset
+
+    def rebase(self, manifest: Manifest) -> Bitfield:
+        """Goes on under another manifest of the same blob; pieces whose bytes were verified stay.
+
+        A piece that both name is kept as it is; one that the old pieces cover in full is hashed in place.
+
+        Returns:
+            The pieces of the new manifest that are held.
+        """
+        assert manifest.oid == self.oid
+        before, old = self.have, self.manifest
+        with map_os_errors(f"cannot go on with {str(self.path)!r}"):
+            if manifest.size != self.size:
+                os.ftruncate(self.fd, manifest.size)
+            self._state = replace(PartialState.of(self.oid, manifest.size, manifest, "", self._state.owner),
+                                part=self._part_name)  # fmt: skip
+            self.size, self.manifest = manifest.size, manifest
+            self._allocate()
+            reader = PieceReader(self.fd, manifest)
+            kept = Bitfield(manifest.piece_count)
+            for run in _covered_runs(before, old, manifest):
+                for part, is_good in reader.check(run):
+                    if is_good:
+                        kept.add(*part)
+            with self._lock:
+                self.have, self.candidates, self._is_changed = kept, Bitfield(manifest.piece_count), False
+            os.close(self._state_fd)
+            self._state_fd = -1
+            write_state(self.target.parent / self._state_name, replace(self._state, claimed=kept.to_bytes()))
+            self.begin(manifest)
+        return kept.copy()
+
+    # Writing.
+
+    def write(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
+        """Writes verified bytes. `mark` their pieces afterwards.
+
+        Raises:
+            SpaceError: the disk or a quota is full; what was marked stays for a resume.
+        """
+        with map_os_errors(f"cannot write {str(self.path)!r}"):
+            write_all(self.fd, buffer, offset)
+
+    def mark(self, first: int, count: int) -> int:
+        """Notes that pieces are verified and written; returns how many of them are new."""
+        with self._lock:
+            self._is_changed = True
+            return self.have.add(first, count)
+
+    def flush(self) -> None:
+        """Saves what is marked, and the heartbeat; the driver calls it every 200 ms or so.
+
+        Raises:
+            BusyError: another machine believed this process dead and took the partial over.
+        """
+        with self._lock:
+            bits = self.have.copy() if self._is_changed else None
+            self._is_changed = False
+        with map_os_errors(f"cannot save the progress of {str(self.target)!r}"):
+            if not self._is_ours():
+                raise BusyError(f"another megalfs took over the pull of {str(self.target)!r}")
+            if bits is None:
+                os.utime(self._state_fd)
+            else:
+                save_bits(self._state_fd, bits)
+
+    def _is_ours(self) -> bool:
+        try:
+            found = os.stat(self._state_name, dir_fd=self._directory_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return found.st_ino == os.fstat(self._state_fd).st_ino
+
+    # Ending.
+
+    def commit(self, *, replace: bool, executable: bool = False, durable: bool = True) -> Identity:
+        """Gives the whole, proven file its name. The caller proved the SHA-256.
+
+        Args:
+            replace: cover a regular file that stands there.
+            executable: set the x bits beside the r bits.
+            durable: bytes and name survive a power cut from now on (fdatasync and fsync of the directory).
+
+        Returns:
+            The identity of the file under its name.
+
+        Raises:
+            PolicyError: something stands there that must not be replaced.
+        """
+        check_target(self.target)
+        with map_os_errors(f"cannot finish {str(self.target)!r}"):
+            if executable:
+                mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
+                os.fchmod(self.fd, mode | (mode & 0o444) >> 2)
+            if durable:
+                os.fsync(self.fd) if sys.platform == "darwin" else os.fdatasync(self.fd)
+            self._rename(replace=replace)
+            if durable:
+                fsync_dir(self.target.parent)
+            with suppress(FileNotFoundError):
+                os.unlink(self._state_name, dir_fd=self._directory_fd)
+            identity = Identity.of_fd(self.fd)
+        self.close()
+        return identity
+
+    def _rename(self, *, replace: bool) -> None:
+        at, name = self._directory_fd, self.target.name
+        if replace:
+            os.replace(self._part_name, name, src_dir_fd=at, dst_dir_fd=at)
+            return
+        try:
+            rename_new(self._part_name, name, dir_fd=at)
+        except FileExistsError as error:
+            raise PolicyError(
+                f"{str(self.target)!r} exists and was never published or pulled", hint="--force replaces it"
+            ) from error
+
+    def discard(self, *, keep_directory: bool = False) -> None:
+        """Removes the partial and its sidecar."""
+        for name in (self._part_name, self._state_name):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._directory_fd)
+        self._close(self._state_fd, self.fd, *([] if keep_directory else [self._directory_fd]))
+
+    def close(self) -> None:
+        """Saves what is marked and closes the files; anybody may resume from now on, this process too."""
+        if self._state_fd >= 0:
+            with suppress(OSError):
+                if self._is_ours():
+                    released = replace(self._state.owner, pid=0)
+                    state = replace(self._state, owner=released, claimed=self.have.to_bytes())
+                    write_state(self.target.parent / self._state_name, state)
+        self._close(self._state_fd, self.fd, self._directory_fd)
+
+    def _close(self, *fds: int) -> None:
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self._state_fd = self._directory_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+
+def _names(target: Path, oid: Oid) -> tuple[str, str]:
+    """Names of a new partial and its sidecar; `nonce` makes them this process's own."""
+    stem = _stem(target, oid) + nonce()
+    return stem + PART_SUFFIX, stem + STATE_SUFFIX
+
+
+def _stem(target: Path, oid: Oid) -> str:
+    name = os.fsdecode(os.fsencode(target.name)[:NAME_BYTES_MAX])
+    return f".{name}.{str(oid)[:8]}."
+
+
+def _abandoned(target: Path, wanted: PartialState) -> list[tuple[Path, PartialState | None]]:
+    """Sidecars of this target and blob that nobody tends any more, the fullest first."""
+    stem, found = _stem(target, wanted.oid), []
+    for entry in sorted(target.parent.iterdir()):
+        if entry.name.startswith(stem) and entry.name.endswith(STATE_SUFFIX):
+            state = read_state(entry)
+            if (state is None or state.oid == wanted.oid) and is_abandoned(entry, state, wanted.owner):
+                found.append((entry, state))
+    return sorted(found, key=lambda pair: -(pair[1].bits().count if pair[1] else 0))
+
+
+def is_abandoned(path: Path, state: PartialState | None, here: object) -> bool:
+    """Whether nobody tends the partial with this sidecar: its owner is dead, or silent for 30 s elsewhere."""
+    from megalfs.store.owner import Owner
+
+    assert isinstance(here, Owner)
+    if state is not None:
+        if state.owner == here:
+            return False  # another pull of this same process
+        is_alive = state.owner.is_alive(here)
+        if is_alive is not None:
+            return not is_alive
+    return silence_s(path) > HEARTBEAT_S_MAX
+
+
+def silence_s(path: Path) -> float:
+    """Seconds since the last heartbeat by the file system's own clock; 0 when the sidecar is gone."""
+    probe = path.parent / f".{nonce()}{STATE_SUFFIX}-clock"
+    try:
+        with probe.open("xb"):
+            pass
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _take_part(directory_fd: int, names: list[str], new: str) -> int | None:
+    """Renames the data of a claimed partial and opens it; None when it is gone or not ours to write."""
+    for name in names:
+        try:
+            os.rename(name, new, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        except OSError:
+            continue
+        try:
+            fd = os.open(new, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory_fd)
+        except OSError:
+            return None
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            return fd
+        os.close(fd)
+        return None
+    return None
+
+
+def _covered_runs(have: Bitfield, old: Manifest | None, new: Manifest) -> list[Run]:
+    """Pieces of `new` whose bytes lie in verified pieces of `old` only."""
+    from megalfs.core.bitfield import runs_of
+
+    if old is None:
+        return [Run(0, new.piece_count)]
+    end = np.uint64(min(old.size, new.size))
+    starts, ends = new.offsets[:-1], new.offsets[1:]
+    firsts = np.searchsorted(old.offsets[1:], starts, "right")
+    lasts = np.searchsorted(old.offsets, np.minimum(ends, end), "left")
+    held = np.concatenate((np.zeros(1, np.int64), np.cumsum(have.bits, dtype=np.int64)))
+    firsts = np.minimum(firsts, lasts)
+    is_covered = (held[lasts] - held[firsts] == lasts - firsts) & (ends <= end)
+    return runs_of(is_covered)
+
+
+def _fallocate(fd: int, size: int) -> None:
+    """Allocates without glibc's emulation, which writes every block where the file system cannot allocate."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+        import errno
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        c_off = ctypes.c_int64
+        if libc.fallocate(fd, 0, c_off(0), c_off(size)) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code))
+    if os.fstat(fd).st_size != size:
+        os.ftruncate(fd, size)
+
+
+def _register(root: Root, directory: Path) -> None:
+    """Remembers that partials may lie in `directory`."""
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    path = root.partials / name
+    if not path.exists():
+        write_atomic(path, os.fsencode(directory))
