@@ -1,0 +1,5 @@
+"""`python -m megalfs` is `megalfs`."""
+
+from megalfs.cli.main import entry
+
+entry()

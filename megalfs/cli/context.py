@@ -1,0 +1,55 @@
+"""What a command is given: its arguments, the printer, and the root and settings they lead to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megalfs.cli.ui import Ui
+    from megalfs.config import Settings
+    from megalfs.store.blobs import Store
+    from megalfs.store.root import Root
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One invocation of megalfs."""
+
+    args: argparse.Namespace
+    environ: Mapping[str, str]
+    ui: Ui
+
+    @property
+    def root_path(self) -> Path:
+        """`--root`, else `$MEGALFS_ROOT`, else `$MEGAENGINE_ROOT`, else `~/.megalfs`."""
+        given: Path | None = self.args.root
+        if given is not None:
+            return given
+        named = self.environ.get("MEGALFS_ROOT") or self.environ.get("MEGAENGINE_ROOT")
+        return Path(named).expanduser() if named else Path.home() / ".megalfs"
+
+    def root(self, *, create: bool) -> Root:
+        """Opens the root.
+
+        Raises:
+            NotFoundError: there is none and `create` is false.
+        """
+        from megalfs.store.root import Root
+
+        return Root.open(self.root_path, create=create)
+
+    def store(self, *, create: bool) -> Store:
+        """Opens the store of the root."""
+        from megalfs.store.blobs import Store
+
+        return Store(self.root(create=create))
+
+    def settings(self) -> Settings:
+        """Flag, else `MEGALFS_*`, else the user's file, else the system's."""
+        raise NotImplementedError

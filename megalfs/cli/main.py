@@ -1,0 +1,118 @@
+"""`megalfs`: parse, call one command, turn what went wrong into one line and an exit code.
+
+Everything heavy is imported by the command that needs it: `megalfs --version` reads argparse and little else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from megalfs import __version__
+from megalfs.cli import auth, inspect, publish, pull, serve
+from megalfs.cli.arguments import add_common
+from megalfs.cli.context import Context
+from megalfs.cli.ui import Ui
+from megalfs.errors import MegalfsError, UsageError
+
+__all__ = ["entry", "main"]
+
+EXIT_UNEXPECTED = 1
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_PIPE = 141  # 128 + SIGPIPE: the reader of stdout left
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+EPILOG = """\
+exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 integrity, 5 temporary (no peers, time-out),
+6 no space, 7 not authorised, 8 busy, 9 partial, 10 signature or policy refused, 11 origin refused,
+130, 141, 143 signals
+"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where a command runs; no `except Exception` catches it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main(sys.argv[1:], os.environ))
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs one command and returns its exit code."""
+    ui = Ui(is_json="--json" in argv, is_quiet="-q" in argv or "--quiet" in argv)
+    is_debug = "--debug" in argv
+    try:
+        args = _parser().parse_args(argv)
+        ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose)
+        return _run(args.run, Context(args, environ, ui))
+    except MegalfsError as error:
+        ui.error(error)
+        _trace(ui, is_debug=is_debug)
+        return error.exit_code
+    except _Terminated:
+        ui.warn("terminated")
+        return EXIT_TERMINATED
+    except KeyboardInterrupt:
+        ui.warn("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_PIPE
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug is one line and exit 1
+        ui.unexpected(error)
+        _trace(ui, is_debug=is_debug)
+        return EXIT_UNEXPECTED
+
+
+def _run(run: Callable[[Context], int], context: Context) -> int:
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    code = run(context)
+    sys.stdout.flush()  # here, where a reader that left is still handled
+    return code
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout when it exits; that must not fail a second time."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _trace(ui: Ui, *, is_debug: bool) -> None:
+    if is_debug:
+        import traceback
+
+        ui.trace(traceback.format_exc())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="megalfs",
+        description="Distribute large files through a verified swarm.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"megalfs {__version__}")
+    add_common(parser, is_main=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for family in (publish, pull, serve, inspect, auth):
+        family.add_commands(commands)
+    return parser

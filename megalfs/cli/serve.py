@@ -1,0 +1,175 @@
+"""Commands about the node that serves: `seed`, `node start|stop|list|info`, `tracker`, `status`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megalfs.cli.arguments import add_command, add_group, add_sharing
+from megalfs.errors import BusyError, NotFoundError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from megalfs.cli.arguments import Commands
+    from megalfs.cli.context import Context
+    from megalfs.node.api import NodeInfo
+    from megalfs.store.root import RunningNode
+
+__all__ = ["add_commands"]
+
+DEFAULT_PORT = 7427
+STOP_S_MAX = 30.0  # a node drains what it is sending before it ends
+WATCH_INTERVAL_S = 1.0
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds the commands of this family."""
+    listen_help = f"where to listen (0.0.0.0:{DEFAULT_PORT})"
+    seed = add_command(commands, "seed", _seed, "publish files and serve them")
+    seed.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file or directory")
+    add_sharing(seed, listen_help=listen_help)
+    tracker = add_command(commands, "tracker", _tracker, "tell peers about each other; serves no files")
+    add_sharing(tracker, listen_help=listen_help)
+    status = add_command(commands, "status", _status, "what the node of this root is doing")
+    status.add_argument("--watch", action="store_true", help="again every second, until interrupted")
+    _add_node(commands, listen_help)
+
+
+def _add_node(commands: Commands, listen_help: str) -> None:
+    actions = add_group(commands, "node", "the node of this root")
+    start = add_command(actions, "start", _start, "serve what is published, until SIGTERM")
+    start.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="publish these first")
+    add_sharing(start, listen_help=listen_help)
+    add_command(actions, "stop", _stop, "ask the node of this root to drain and end")
+    add_command(actions, "list", _list, "the node of this root, and the peers it knows")
+    add_command(actions, "info", _info, "key, address and process of the node of this root")
+
+
+def _seed(context: Context) -> int:
+    return _serve(context, context.args.paths, is_tracker=False)
+
+
+def _start(context: Context) -> int:
+    return _serve(context, context.args.paths, is_tracker=False)
+
+
+def _tracker(context: Context) -> int:
+    return _serve(context, [], is_tracker=True)
+
+
+def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
+    from megalfs.cli.running import run_until_signal
+    from megalfs.formats.hostport import HostPort
+    from megalfs.node.api import run_node
+
+    settings = context.settings()
+    listen = context.args.listen or settings.listen or HostPort("0.0.0.0", DEFAULT_PORT)  # noqa: S104 - DESIGN 6
+    with context.store(create=True) as store:
+
+        async def work(stop: asyncio.Event) -> None:
+            await run_node(
+                store=store,
+                settings=settings,
+                paths=paths,
+                listen=listen,
+                on_ready=lambda info: _print_ready(context, info, is_tracker=is_tracker),
+                stop=stop,
+                tracker_only=is_tracker,
+            )
+
+        run_until_signal(context.ui, work)
+    context.ui.note("stopped")
+    return 0  # to be stopped is how a server ends well
+
+
+def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
+    ui = context.ui
+    for blob in info.blobs:
+        if ui.is_json:
+            ui.record(
+                {
+                    "path": str(blob.path),
+                    "oid": str(blob.oid),
+                    "size": blob.size,
+                    "chunks": blob.chunks,
+                    "manifest": str(blob.manifest_id),
+                    "link": str(blob.link),
+                }
+            )
+        else:
+            ui.result(str(blob.link))
+    if ui.is_json:
+        ui.record(
+            {"event": "ready", "key": str(info.key), "host": info.host, "port": info.port, "pid": os.getpid()}
+        )
+    role = (
+        "tracker"
+        if is_tracker
+        else f"serving {sum(1 for _ in info.blobs)} files"
+        if info.blobs
+        else "serving"
+    )
+    ui.note(f"{role} on {info.host}:{info.port} as {info.key}; ctrl-c stops")
+
+
+def _running(context: Context) -> RunningNode:
+    """The live node of this root.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    running = context.root(create=False).read_node()
+    if running is None:
+        raise NotFoundError(f"no node runs on {str(context.root_path)!r}", hint="megalfs node start")
+    return running
+
+
+def _stop(context: Context) -> int:
+    root = context.root(create=False)
+    pid = _running(context).owner.pid
+    os.kill(pid, signal.SIGTERM)
+    deadline_s = time.monotonic() + STOP_S_MAX
+    pause = threading.Event()
+    while root.read_node() is not None:
+        if time.monotonic() > deadline_s:
+            raise BusyError(f"the node (pid {pid}) still runs after {STOP_S_MAX:.0f} s", hint="kill it")
+        pause.wait(0.02)
+    context.ui.note(f"stopped the node (pid {pid})")
+    return 0
+
+
+def _info(context: Context) -> int:
+    running = _running(context)
+    public = context.root(create=False).public_key()
+    facts = {
+        "key": public.did,
+        "peer_id": public.peer_id,
+        "listen": running.listen,
+        "port": running.http_port,
+        "pid": running.owner.pid,
+        "root": str(context.root_path),
+    }
+    _print_facts(context, facts)
+    return 0
+
+
+def _list(context: Context) -> int:
+    raise NotImplementedError
+
+
+def _status(context: Context) -> int:
+    raise NotImplementedError
+
+
+def _print_facts(context: Context, facts: dict[str, object]) -> None:
+    if context.ui.is_json:
+        context.ui.record(facts)
+        return
+    for name, value in facts.items():
+        context.ui.result(f"{name.replace('_', ' '):<10} {value}")

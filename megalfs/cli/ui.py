@@ -1,0 +1,140 @@
+"""The only place that prints. Results go to stdout, what people read meanwhile to stderr.
+
+Lower case, no full stop, `megalfs:` in front of every message. Names come from strangers: whatever a terminal
+could obey (escape codes, newlines, direction marks) is written as an escape, in every line, here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TextIO
+
+from megalfs.errors import MegalfsError
+
+__all__ = ["Ui", "plain", "rate_text", "share_text", "size_text", "time_text"]
+
+PREFIX = "megalfs: "
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class Ui:
+    """Where one command prints: `is_json` and `is_quiet` are the flags of the same names."""
+
+    def __init__(
+        self,
+        *,
+        is_json: bool = False,
+        is_quiet: bool = False,
+        is_verbose: bool = False,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+    ) -> None:
+        self.is_json = is_json
+        self.is_quiet = is_quiet
+        self.is_verbose = is_verbose
+        self.out = out or sys.stdout
+        self.err = err or sys.stderr
+        # A bar on the terminal puts its own writer here, so that a message does not tear it.
+        self.write_above_bar: Callable[[str], None] | None = None
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether progress is drawn: a terminal, and nobody asked for silence or JSON."""
+        return self.err.isatty() and not self.is_quiet and not self.is_json
+
+    def result(self, line: str) -> None:
+        """One line of the answer, on stdout."""
+        print(plain(line), file=self.out, flush=True)
+
+    def record(self, document: Mapping[str, object]) -> None:
+        """One line of JSON on stdout, flushed, so that a program sees it at once."""
+        print(json.dumps(document, separators=(",", ":")), file=self.out, flush=True)
+
+    def note(self, line: str) -> None:
+        """Something nice to know, on stderr; not with `--quiet`."""
+        if not self.is_quiet:
+            self._message(line)
+
+    def detail(self, line: str) -> None:
+        """Something that only `--verbose` wants to know."""
+        if self.is_verbose:
+            self._message(line)
+
+    def warn(self, line: str) -> None:
+        """Something that must be known, on stderr, `--quiet` or not."""
+        self._message(line)
+
+    def error(self, error: MegalfsError) -> None:
+        """The line of an error, and its hint on a second one; one JSON object too, with `--json`."""
+        self._message(str(error))
+        if error.hint and not self.is_quiet:
+            self._message(f"hint: {error.hint}")
+        if self.is_json:
+            rejected = getattr(error, "rejected", None) or {}
+            # The reader of stdout may be what failed: the exit code still says it.
+            with suppress(OSError):
+                self.record(
+                    {"event": "error", "code": error.exit_code, "message": str(error), "rejected": rejected}
+                )
+
+    def unexpected(self, error: BaseException) -> None:
+        """The line of a bug."""
+        self._message(f"unexpected {type(error).__name__}: {error}")
+        self._message("hint: --debug shows where")
+
+    def trace(self, text: str) -> None:
+        """A traceback, as it is; only `--debug` asks for one."""
+        print(text, file=self.err, end="", flush=True)
+
+    def _message(self, line: str) -> None:
+        text = PREFIX + plain(line)
+        with suppress(OSError):  # a closed stderr must not hide the exit code
+            if self.write_above_bar is not None:
+                self.write_above_bar(text)
+            else:
+                print(text, file=self.err, flush=True)
+
+
+def plain(text: str) -> str:
+    """The text with everything a terminal could obey written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def size_text(size: float) -> str:
+    """`812 B`, `86.7 MiB`: three digits and the unit."""
+    for unit in _UNITS[:-1]:
+        if size < 1000 or (unit != "B" and size < 1024):
+            return _three_digits(size, unit)
+        size /= 1024
+    return _three_digits(size, _UNITS[-1])
+
+
+def _three_digits(size: float, unit: str) -> str:
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.1f} {unit}"
+
+
+def rate_text(size: float, seconds: float) -> str:
+    """`6.2 GiB/s`; nothing measurable took no time."""
+    return f"{size_text(size / max(seconds, 1e-6))}/s"
+
+
+def share_text(part: int, whole: int) -> str:
+    """`22%`; 0 of 0 is 0 %. Rounded down: 100 % is said only of all."""
+    return f"{100 * part // whole if whole else 0}%"
+
+
+def time_text(seconds: float) -> str:
+    """`0.42s`, `7s`, `3m12s`, `2h05m`."""
+    if seconds < 10:
+        return f"{seconds:.2f}s"
+    minutes, left = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{left:02d}s" if minutes else f"{left}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
