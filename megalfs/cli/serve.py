@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command, add_group, add_sharing
-from megalfs.errors import BusyError, NotFoundError
+from megalfs.errors import BusyError
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
     from megalfs.node.api import NodeInfo
-    from megalfs.store.root import RunningNode
 
 __all__ = ["add_commands"]
 
 DEFAULT_PORT = 7427
 STOP_S_MAX = 30.0  # a node drains what it is sending before it ends
-WATCH_INTERVAL_S = 1.0
 
 
 def add_commands(commands: Commands) -> None:
@@ -118,58 +116,51 @@ def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
     ui.note(f"{role} on {info.host}:{info.port} as {info.key}; ctrl-c stops")
 
 
-def _running(context: Context) -> RunningNode:
-    """The live node of this root.
-
-    Raises:
-        NotFoundError: there is none.
-    """
-    running = context.root(create=False).read_node()
-    if running is None:
-        raise NotFoundError(f"no node runs on {str(context.root_path)!r}", hint="megalfs node start")
-    return running
-
-
 def _stop(context: Context) -> int:
+    from megalfs.cli.local_node import running_node
+
     root = context.root(create=False)
-    pid = _running(context).owner.pid
+    pid = running_node(root).owner.pid
     os.kill(pid, signal.SIGTERM)
     deadline_s = time.monotonic() + STOP_S_MAX
     pause = threading.Event()
     while root.read_node() is not None:
         if time.monotonic() > deadline_s:
-            raise BusyError(f"the node (pid {pid}) still runs after {STOP_S_MAX:.0f} s", hint="kill it")
+            raise BusyError(f"the node (pid {pid}) still runs after {STOP_S_MAX:.0f} s", hint=f"kill {pid}")
         pause.wait(0.02)
     context.ui.note(f"stopped the node (pid {pid})")
     return 0
 
 
 def _info(context: Context) -> int:
-    running = _running(context)
-    public = context.root(create=False).public_key()
-    facts = {
+    from megalfs.cli.local_node import running_node
+
+    root = context.root(create=False)
+    running = running_node(root)
+    public = root.public_key()
+    facts: dict[str, object] = {
         "key": public.did,
         "peer_id": public.peer_id,
         "listen": running.listen,
         "port": running.http_port,
         "pid": running.owner.pid,
-        "root": str(context.root_path),
+        "root": str(root.path),
     }
-    _print_facts(context, facts)
+    if context.ui.is_json:
+        context.ui.record(facts)
+    else:
+        for name, value in facts.items():
+            context.ui.result(f"{name.replace('_', ' '):<8} {value}")
     return 0
 
 
 def _list(context: Context) -> int:
-    raise NotImplementedError
+    from megalfs.cli.status import list_nodes
+
+    return list_nodes(context)
 
 
 def _status(context: Context) -> int:
-    raise NotImplementedError
+    from megalfs.cli.status import show_status
 
-
-def _print_facts(context: Context, facts: dict[str, object]) -> None:
-    if context.ui.is_json:
-        context.ui.record(facts)
-        return
-    for name, value in facts.items():
-        context.ui.result(f"{name.replace('_', ' '):<10} {value}")
+    return show_status(context)

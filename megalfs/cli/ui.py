@@ -53,6 +53,11 @@ class Ui:
         """One line of JSON on stdout, flushed, so that a program sees it at once."""
         print(json.dumps(document, separators=(",", ":")), file=self.out, flush=True)
 
+    def clear_screen(self) -> None:
+        """Starts a fresh page, where stdout is a terminal."""
+        if self.out.isatty():
+            print("\x1b[H\x1b[2J", file=self.out, end="")
+
     def note(self, line: str) -> None:
         """Something nice to know, on stderr; not with `--quiet`."""
         if not self.is_quiet:
