@@ -36,9 +36,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-SECONDS_MAX = 366 * 86400
-RATE_MAX = 1 << 50
-_RATE_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def add_common(parser: argparse.ArgumentParser, *, is_main: bool = False) -> None:
@@ -143,26 +140,17 @@ def node_key(text: str) -> NodeKey:
 
 
 def rate(text: str) -> int:
-    """`200M` is 200 million bytes per second, `200Mi` is 2^20 of them 200 times."""
-    digits = text.rstrip("KMGkmgiI")
-    unit = _RATE_UNITS.get(text[len(digits) :].upper())
-    if unit is None or not digits.isascii() or not digits.isdecimal() or len(digits) > 15:
-        raise argparse.ArgumentTypeError(f"not a rate: {text[:80]!r} (200M is 200 million bytes per second)")
-    found = int(digits) * unit
-    if not 0 < found <= RATE_MAX:
-        raise argparse.ArgumentTypeError(f"rate out of range: {text[:80]!r}")
-    return found
+    """`200M` is 200 million bytes per second."""
+    from megalfs.config import parse_rate
+
+    return _parsed(parse_rate, text)
 
 
 def seconds(text: str) -> float:
-    """A number of seconds, up to a year."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found <= SECONDS_MAX:  # NaN is refused here too
-        raise argparse.ArgumentTypeError(f"not a number of seconds: {text[:80]!r}")
-    return found
+    """`30`, `250ms`, `5m`."""
+    from megalfs.config import parse_duration
+
+    return _parsed(parse_duration, text)
 
 
 def _parsed(parse: Callable[[str], T], text: str) -> T:

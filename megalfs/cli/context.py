@@ -52,4 +52,13 @@ class Context:
 
     def settings(self) -> Settings:
         """Flag, else `MEGALFS_*`, else the user's file, else the system's."""
-        raise NotImplementedError
+        from megalfs.config import load
+
+        given = vars(self.args)
+        flags: dict[str, object] = {
+            name: given.get(name) for name in ("listen", "advertise", "limit_up", "limit_down")
+        }
+        flags["trackers"] = tuple(given["tracker"]) if given.get("tracker") else None
+        flags["discover"] = False if given.get("no_discover") else None
+        flags["share"] = False if given.get("no_share") else None
+        return load(flags=flags, environ=self.environ)

@@ -35,6 +35,10 @@ class HashProgress:
         # Programs were promised one object a result here, and nothing else.
         self._progress = None if ui.is_json else Progress(ui, verb)
 
+    def set_name(self, name: str) -> None:
+        """Says which file is read now."""
+        self.name = name
+
     def add(self, count: int) -> None:
         """Counts `count` more bytes."""
         self._done += count
