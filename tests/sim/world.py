@@ -12,6 +12,7 @@ from random import Random
 from typing import assert_never
 
 import numpy as np
+from sim.network import Clock, Flow, Host, Network
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import Ban, Cancel, Completed, Effect, Fetch, PeerId, Send, Serve
@@ -21,7 +22,6 @@ from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Lengths
 from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Labels, Tier, tier_between
-from sim.network import Clock, Flow, Host, Network
 
 MANIFEST = ManifestId(bytes(32))
 
