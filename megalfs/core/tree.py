@@ -22,8 +22,8 @@ __all__ = ["TREE_BYTES_MAX", "TREE_ENTRIES_MAX", "Tree", "TreeEntry"]
 
 TREE_BYTES_MAX = 64 << 20
 TREE_ENTRIES_MAX = 200_000  # the largest repositories on the hub have some 100,000 files
-_MAGIC = b"megalfs tree "
-_FIRST_LINE = _MAGIC + b"1\n"
+_FIRST_LINE = b"megalfs tree 1\n"
+_VERSION = re.compile(rb"megalfs tree [1-9][0-9]{0,8}\n")
 _LINE = re.compile(r"([0-9a-f]{64}) (0|[1-9][0-9]{0,18}) ([x-]) ([^\n]+)\Z")
 
 
@@ -93,9 +93,10 @@ class Tree:
             IntegrityError: malformed, unsafe, or beyond a limit.
             PolicyError: another version.
         """
-        if len(encoded) > TREE_BYTES_MAX or not encoded.startswith(_MAGIC):
+        first_line = _VERSION.match(encoded)
+        if len(encoded) > TREE_BYTES_MAX or first_line is None:
             raise IntegrityError(f"not a tree: {encoded[:32]!r}")
-        if not encoded.startswith(_FIRST_LINE):
+        if first_line[0] != _FIRST_LINE:
             raise PolicyError(f"unknown tree version: {encoded[:32]!r}", hint="upgrade megalfs")
         try:
             text = encoded[len(_FIRST_LINE) :].decode("utf-8")
