@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command
@@ -95,6 +96,7 @@ def _info(context: Context) -> int:
         context.ui.record(facts)
         return 0
     facts["size"] = f"{blob.size} ({size_text(blob.size)})"
+    facts["added"] = datetime.fromtimestamp(blob.added_s, UTC).isoformat(sep=" ", timespec="seconds")
     for name, value in facts.items():
         for text in _texts(value):
             context.ui.result(f"{name.replace('_', ' '):<14} {text}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
 from megalfs.core.link import LINK_SCHEME, Link
+from megalfs.core.pathrules import name_fault
 from megalfs.errors import NotFoundError, UsageError
 from megalfs.formats.pointer import POINTER_BYTES_MAX, Pointer
 
@@ -56,15 +57,16 @@ def _named(store: Store, name: str) -> Blob | None:
 
 def link_of(store: Store, blob: Blob) -> Link:
     """The link that `publish` printed, less the addresses."""
-    name = next((signed for signed in store.names() if signed.record.oid == blob.oid), None)
-    file_name = next((place.path.name for place in blob.places), None)
+    signed = next((each for each in store.names() if each.record.oid == blob.oid), None)
+    file_name = next((place.path.name for place in blob.places), "")
+    shown = (signed.record.name if signed is not None else file_name).rpartition("/")[2]
     return Link(
         oid=blob.oid,
-        name=name.record.name if name is not None else file_name,
+        name=shown if name_fault(shown) is None else None,
         size=blob.size,
         manifest=blob.manifests[0] if blob.manifests else None,
-        kind=name.record.kind if name is not None else "blob",
-        key=name.key if name is not None else None,
+        kind=signed.record.kind if signed is not None else "blob",
+        key=signed.key if signed is not None else None,
     )
 
 

@@ -1,0 +1,74 @@
+# What people and CI run. Every target makes what it needs: the first one builds .venv, which takes a minute.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DEPS := $(VENV)/.deps
+READY := $(VENV)/.ready
+C_SOURCES := $(wildcard megalfs_ext/*.c megalfs_ext/*.h)
+SIM_SEEDS ?= 300
+FUZZ_SECONDS ?= 60
+TEST ?=
+CHECKED := megalfs megalfs_ext tests bench scripts setup.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench bench-swarm sim fuzz sanitize clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## .venv with megalfs, editable, and the tools that the other targets need
+
+$(DEPS): pyproject.toml setup.py
+	@echo "megalfs: making $(VENV)"
+	@python=$$(scripts/bootstrap) && "$$python" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# pip built the extension; this builds it again when a C source has changed since.
+$(READY): $(DEPS) $(C_SOURCES)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+demo: $(READY)  ## a real model published, seeded by several nodes, pulled from all of them at once
+	@$(BIN)/python scripts/demo.py
+
+test: $(READY)  ## everything; TEST=path::name for some of it
+	$(BIN)/python -m pytest -q $(TEST)
+
+check: $(READY)  ## format, lint, types, layers
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(READY)  ## rewrite what `check` would complain about, where a tool can
+	$(BIN)/ruff format $(CHECKED)
+	$(BIN)/ruff check --fix $(CHECKED)
+
+bench: $(READY)  ## publish and pull 1 GiB on loopback: the table of bench/README.md
+	$(BIN)/python bench/loopback.py
+
+bench-swarm: $(READY)  ## many receivers behind limited links, against what theory allows
+	$(BIN)/python bench/swarm.py
+
+sim: $(READY)  ## SIM_SEEDS simulated swarms with loss and crashes
+	SIM_SEEDS=$(SIM_SEEDS) $(BIN)/python -m pytest -q $(wildcard tests/test_sim*.py tests/sim/test_*.py)
+
+fuzz: $(READY)  ## every parser on random input, FUZZ_SECONDS each
+	@for target in tests/fuzz/fuzz_*.py; do \
+		echo "$$target"; $(BIN)/python "$$target" --seconds $(FUZZ_SECONDS) || exit 1; done
+
+# In a copy, so that the sanitized extension never takes the place of the fast one.
+sanitize: $(READY)  ## the kernels' tests under ASan and UBSan
+	@rm -rf build/sanitize && mkdir -p build/sanitize
+	@cp -r megalfs megalfs_ext tests setup.py pyproject.toml build/sanitize/
+	@rm -f build/sanitize/megalfs_ext/*.so
+	cd build/sanitize && MEGALFS_SANITIZE=1 ../../$(BIN)/python setup.py --quiet build_ext --inplace
+	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=halt_on_error=1 \
+		LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+		../../$(BIN)/python -m pytest -q -p no:cacheprovider $(wildcard tests/test_kernels*.py)
+
+clean:  ## what was built; .venv and .cache stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f megalfs_ext/*.so $(READY)
+	find megalfs megalfs_ext tests bench scripts -name __pycache__ -type d -prune -exec rm -rf {} +
