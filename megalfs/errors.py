@@ -27,7 +27,12 @@ __all__ = [
 
 
 class MegalfsError(Exception):
-    """Base of everything megalfs raises on purpose. `hint` says what the user can do about it."""
+    """Base of everything megalfs raises on purpose.
+
+    Attributes:
+        hint: what the user can do about it.
+        rejected: of a pull, pieces that came with wrong bytes, by source.
+    """
 
     exit_code = 1
     is_retryable = False
@@ -35,6 +40,7 @@ class MegalfsError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.rejected: dict[str, int] = {}
 
 
 class UsageError(MegalfsError):

@@ -1,0 +1,204 @@
+"""Data connections: one blocking thread each, bulk in one direction only.
+
+A data connection carries nothing but DATA headers and raw bytes, so control (on its own connection) never
+queues behind bulk. The receiving lane is header -> `Receiver` -> disk; the sending lane is queue ->
+`sendfile`. Both live until their socket is shut, which is also how the event loop ends a stalled one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from megalfs.core.codec import encode
+from megalfs.core.ids import ManifestId
+from megalfs.core.messages import Data
+from megalfs.errors import MegalfsError, RemoteProtocolError, StoreError, TemporaryError
+from megalfs.net.framing import read_frame
+from megalfs.net.limiter import RateLimiter
+from megalfs.net.sinks import GRANULE_BYTES, GranuleBuffer, Progress, Receiver, Sink
+from megalfs.net.sockets import abort, receive_exactly, set_receive_timeout
+
+__all__ = ["ReceiveLane", "SendLane", "Upload", "UploadSource"]
+
+SEND_BLOCK_BYTES = 4 << 20
+
+
+class UploadSource(Protocol):
+    """An open file that pieces are served from."""
+
+    def fileno(self) -> int:
+        """The descriptor to send from."""
+
+    def check(self) -> None:
+        """Raises StoreError when the file is no longer the one whose chunks were verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One run to send: where its bytes lie, and who wants to know when they are out."""
+
+    manifest_id: ManifestId
+    first: int
+    count: int
+    offset: int
+    size: int
+    source: UploadSource
+    served: Callable[[bool], None]
+
+
+class ReceiveLane(threading.Thread):
+    """Receives runs from one peer over one data connection until the socket ends."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        sink_of: Callable[[ManifestId], Sink | None],
+        arriving: Callable[[ManifestId, int, int], None],
+        progress: Progress,
+        limiter: RateLimiter,
+        closed: Callable[[ReceiveLane, MegalfsError | None], None],
+    ) -> None:
+        super().__init__(name="megalfs-receive", daemon=True)
+        self.sock = sock
+        self._sink_of = sink_of
+        self._arriving = arriving
+        self._progress = progress
+        self._limiter = limiter
+        self._closed = closed
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        set_receive_timeout(self.sock)
+        buffer = GranuleBuffer()
+        receiver = Receiver(buffer, self._progress)
+        error: MegalfsError | None = None
+        try:
+            while self._receive_run(receiver, buffer):
+                pass
+        except MegalfsError as caught:
+            error = caught
+        finally:
+            self.sock.close()
+            buffer.close()
+            self._closed(self, error)
+
+    def shut(self) -> None:
+        """Ends the lane from another thread."""
+        self._stop.set()
+        abort(self.sock)
+
+    def _receive_run(self, receiver: Receiver, buffer: GranuleBuffer) -> bool:
+        message = read_frame(self.sock)
+        if not isinstance(message, Data):
+            raise RemoteProtocolError("something that is not data came on a data connection")
+        sink = self._sink_of(message.manifest)
+        if sink is None or sink.is_closed():
+            self._discard(message.size, buffer)
+            return True
+        if message.first + message.count > sink.manifest.piece_count:
+            raise RemoteProtocolError(
+                f"data for piece {message.first + message.count} of {sink.manifest.piece_count}"
+            )
+        if message.size != sink.manifest.run_extent(message.first, message.count)[1]:
+            raise RemoteProtocolError("data of another length than its pieces have")
+        self._arriving(message.manifest, message.first, message.count)
+        return receiver.receive(self._fill, sink, message.first, message.count)
+
+    def _fill(self, view: memoryview, progressed: Callable[[int], None]) -> None:
+        self._limiter.wait(len(view), self._stop)
+        receive_exactly(self.sock, view, progressed)
+
+    def _discard(self, size: int, buffer: GranuleBuffer) -> None:
+        while size:
+            count = min(size, len(buffer.view))
+            self._fill(buffer.view[:count], ignore)
+            size -= count
+
+
+class SendLane(threading.Thread):
+    """Sends the runs of one session's queue over one data connection."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        uploads: queue.SimpleQueue[Upload | None],
+        *,
+        limiter: RateLimiter,
+        closed: Callable[[SendLane, MegalfsError | None], None],
+    ) -> None:
+        super().__init__(name="megalfs-send", daemon=True)
+        self.sock = sock
+        self._uploads = uploads
+        self._limiter = limiter
+        self._closed = closed
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        error: MegalfsError | None = None
+        try:
+            while not self._stop.is_set() and (upload := self._uploads.get()) is not None:
+                self._send(upload)
+        except MegalfsError as caught:
+            error = caught
+        finally:
+            self.sock.close()
+            self._closed(self, error)
+
+    def shut(self) -> None:
+        """Ends the lane from another thread; the caller also queues one None for a lane that waits."""
+        self._stop.set()
+        abort(self.sock)
+
+    def _send(self, upload: Upload) -> None:
+        is_sent = False
+        try:
+            upload.source.check()
+            header = encode(Data(upload.manifest_id, upload.first, upload.count, upload.size))
+            self.sock.sendall(header, getattr(socket, "MSG_MORE", 0))
+            self._send_file(upload)
+            upload.source.check()
+            is_sent = True
+        except StoreError:
+            # The file changed while it was sent: no clean end, so that the other side discards the run
+            # instead of blaming us for bytes that the user edited.
+            abort(self.sock)
+            raise
+        except OSError as error:
+            raise TemporaryError(f"the connection broke: {error.strerror or error}") from error
+        finally:
+            upload.served(is_sent)
+
+    def _send_file(self, upload: Upload) -> None:
+        offset, end = upload.offset, upload.offset + upload.size
+        block_bytes = SEND_BLOCK_BYTES if self._limiter.rate is None else GRANULE_BYTES // 8
+        while offset < end:
+            wanted = min(block_bytes, end - offset)
+            if offset + wanted == end:
+                upload.source.check()  # while the last block is still ours to hold back
+            self._limiter.wait(wanted, self._stop)
+            sent = os.sendfile(self.sock.fileno(), upload.source.fileno(), offset, wanted)
+            if sent == 0:
+                raise StoreError("the file ended before its pieces did")
+            offset += sent
+
+
+def ignore(_: int) -> None:
+    """Nobody waits for bytes that are thrown away."""
+
+
+def send_frame(sock: socket.socket, frame: bytes) -> None:
+    """Sends one frame on a blocking socket; raises TemporaryError."""
+    try:
+        sock.sendall(frame)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sock.close()
+        raise TemporaryError(f"the connection broke: {error.strerror or error}") from error

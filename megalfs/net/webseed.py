@@ -1,0 +1,217 @@
+"""Web seeds: a plain HTTP server with Range as a source of pieces (the idea of BEP 19), or of the whole blob.
+
+An origin is asked for runs like a peer, by threads of its own with one kept-alive connection each. Everything
+it sends passes the same verification. Its oddities are told apart because the reactions differ: it has no
+such file, it refuses, it ignores Range (usable as a whole only), it changed in the middle, it is unwell.
+"""
+
+from __future__ import annotations
+
+import http.client
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from megalfs.core.ids import ManifestId, Oid
+from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
+from megalfs.net.http import REDIRECTS_MAX, Connection, check_status, follow, parse_url
+from megalfs.net.limiter import RateLimiter
+from megalfs.net.sinks import Fill, GranuleBuffer, Progress, Receiver, Sink
+
+__all__ = ["Origin", "WebSeedLane", "origin_url"]
+
+# A slow origin gives a sign of life every so many bytes.
+READ_BYTES = 512 * 1024
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
+
+
+def origin_url(template: str, *, oid: Oid, name: str | None) -> str:
+    """The URL of a blob at an origin: `{oid}` and `{name}` are filled in; a base (ends in `/`) gets name or oid."""
+    if "{oid}" in template or "{name}" in template:
+        url = template.replace("{oid}", str(oid)).replace("{name}", quote(name or str(oid)))
+    elif template.endswith("/"):
+        url = template + quote(name or str(oid))
+    else:
+        url = template
+    parse_url(url)
+    return url
+
+
+class Origin:
+    """One blob at one plain HTTP server, over one kept-alive connection. Not shared between threads."""
+
+    def __init__(
+        self, url: str, *, proxies: Mapping[str, str], headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.url = url
+        self._proxies = proxies
+        self._headers = dict(headers or {})
+        self._connection: Connection | None = None
+        self._etag: str | None = None
+
+    def fetch_range(self, offset: int, size: int, total: int) -> http.client.HTTPResponse:
+        """Asks for exactly `size` bytes at `offset` of a blob of `total` bytes; the body is unread.
+
+        Raises:
+            RemoteProtocolError: the server ignores Range, sends another range, or the file there changed.
+            MegalfsError: as `check_status` maps refusals.
+        """
+        response = self._open({"Range": f"bytes={offset}-{offset + size - 1}"})
+        if response.status == 200 and offset == 0 and size == total:
+            return self._same_file(response, total, response.headers.get("Content-Length"))
+        if response.status == 200:
+            self.close()
+            raise RemoteProtocolError(f"{self.url} ignores Range")
+        if response.status == 416:
+            self.close()
+            raise RemoteProtocolError(f"{self.url} has another size than {total} bytes")
+        check_status(response.status, self.url)
+        match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+        if match is None or (int(match[1]), int(match[2])) != (offset, offset + size - 1):
+            self.close()
+            raise RemoteProtocolError(f"{self.url} sent another range than asked")
+        return self._same_file(response, total, match[3])
+
+    def fetch_from(self, offset: int) -> tuple[http.client.HTTPResponse, int]:
+        """Asks for the rest of a blob whose size may be unknown; returns the answer and where it starts."""
+        response = self._open({"Range": f"bytes={offset}-"} if offset else {})
+        check_status(response.status, self.url)
+        match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+        if response.status == 206 and match is not None:
+            return response, int(match[1])
+        return response, 0
+
+    def close(self) -> None:
+        """Drops the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _open(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        for _ in range(REDIRECTS_MAX + 1):
+            if self._connection is None:
+                self._connection = Connection(parse_url(self.url), proxies=self._proxies)
+            response = self._connection.request("GET", self.url, headers={**self._headers, **headers})
+            if response.status not in {301, 302, 303, 307, 308}:
+                return response
+            self.url, self._headers = follow(self.url, response.headers.get("Location", ""), self._headers)
+            self.close()
+        raise RemoteProtocolError(f"{self.url} redirects more than {REDIRECTS_MAX} times")
+
+    def _same_file(
+        self, response: http.client.HTTPResponse, total: int, told: str | None
+    ) -> http.client.HTTPResponse:
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            self.close()
+            raise RemoteProtocolError(f"{self.url} compresses what must come as it is")
+        etag = response.headers.get("ETag")
+        if told not in {None, "*"} and told != str(total):
+            self.close()
+            raise RemoteProtocolError(f"{self.url} has {told} bytes instead of {total}")
+        if self._etag is not None and etag != self._etag:
+            self.close()
+            raise RemoteProtocolError(f"{self.url} changed while it was read")
+        self._etag = etag
+        return response
+
+
+def fill_from(response: http.client.HTTPResponse, url: str) -> Fill:
+    """Reads a body into views; raises TemporaryError when it ends early."""
+
+    def fill(view: memoryview, progressed: Callable[[int], None]) -> None:
+        got = 0
+        try:
+            while got < len(view):
+                count = response.readinto(view[got : got + READ_BYTES])
+                if not count:
+                    raise TemporaryError(f"{url} closed the connection in the middle of an answer")
+                got += count
+                if got < len(view):
+                    progressed(count)
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{url} stopped in the middle of an answer") from error
+
+    return fill
+
+
+def blocks(response: http.client.HTTPResponse, url: str, size: int) -> Iterator[bytes]:
+    """The body in blocks of at most `size` bytes; raises TemporaryError."""
+    try:
+        while block := response.read(size):
+            yield block
+    except (OSError, http.client.HTTPException) as error:
+        raise TemporaryError(f"{url} stopped in the middle of an answer") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    manifest_id: ManifestId
+    first: int
+    count: int
+
+
+class WebSeedLane(threading.Thread):
+    """Fetches the runs of its queue from one origin, in order, into the sink of the pull."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        wanted: queue.SimpleQueue[_Wanted | None],
+        *,
+        sink: Sink,
+        progress: Progress,
+        arriving: Callable[[ManifestId, int, int], None],
+        failed: Callable[[ManifestId, int, int, MegalfsError], None],
+        limiter: RateLimiter,
+    ) -> None:
+        super().__init__(name="megalfs-origin", daemon=True)
+        self._origin = origin
+        self._wanted = wanted
+        self._sink = sink
+        self._progress = progress
+        self._arriving = arriving
+        self._failed = failed
+        self._limiter = limiter
+        self._stop = threading.Event()
+
+    @staticmethod
+    def wanted(manifest_id: ManifestId, first: int, count: int) -> _Wanted:
+        """One run, as the queue carries it."""
+        return _Wanted(manifest_id, first, count)
+
+    def run(self) -> None:
+        buffer = GranuleBuffer()
+        receiver = Receiver(buffer, self._progress)
+        try:
+            while not self._stop.is_set() and (run := self._wanted.get()) is not None:
+                try:
+                    self._fetch(receiver, run)
+                except MegalfsError as error:
+                    self._origin.close()
+                    self._failed(run.manifest_id, run.first, run.count, error)
+        finally:
+            self._origin.close()
+            buffer.close()
+
+    def shut(self) -> None:
+        """Ends the lane from another thread; the caller also queues a None for a lane that waits."""
+        self._stop.set()
+
+    def _fetch(self, receiver: Receiver, run: _Wanted) -> None:
+        manifest = self._sink.manifest
+        offset, size = manifest.run_extent(run.first, run.count)
+        self._arriving(run.manifest_id, run.first, run.count)
+        response = self._origin.fetch_range(offset, size, manifest.size)
+        read = fill_from(response, self._origin.url)
+
+        def fill(view: memoryview, progressed: Callable[[int], None]) -> None:
+            if self._stop.is_set():
+                raise TemporaryError("the pull has ended")
+            self._limiter.wait(len(view), self._stop)
+            read(view, progressed)
+
+        if not receiver.receive(fill, self._sink, run.first, run.count):
+            self._origin.close()

@@ -1,0 +1,255 @@
+"""The library's front door: run a pull, run a node. The command line and every other front end call these."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from megalfs.core.identity import NodeKey
+from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.link import Link
+from megalfs.core.signing import SigningKey
+from megalfs.errors import CancelledByUserError, MegalfsError
+from megalfs.formats.hostport import HostPort
+from megalfs.node.identity import LocalIdentity
+from megalfs.node.node import Node
+from megalfs.node.publishing import link_of, publish_path
+from megalfs.node.pulling import PullSet
+from megalfs.node.resolve import NameSources
+
+if TYPE_CHECKING:
+    from megalfs.config import Settings
+    from megalfs.store.blobs import Store
+
+__all__ = [
+    "NodeInfo",
+    "ProgressSnapshot",
+    "PublishedLink",
+    "PullOptions",
+    "PullSummary",
+    "PulledFile",
+    "run_node",
+    "run_pull",
+]
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 0.1
+# DESIGN.md section 6: 7427 to 7447, then any.
+PULL_PORTS = range(7427, 7448)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """What the user asked for beside the targets."""
+
+    dest: Path | None = None
+    peers: tuple[HostPort, ...] = ()
+    trackers: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    keys: frozenset[NodeKey] = frozenset()
+    force: bool = False
+    share: bool = True
+    discover: bool = True
+    wait_peers_s: float = 10.0
+    linger_s: float = 0.0
+    listen: HostPort | None = None
+    link: Literal["auto", "hard", "sym", "copy"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressSnapshot:
+    """How far a pull is, over all its files."""
+
+    name: str
+    bytes_total: int
+    bytes_verified: int
+    bytes_fetched: int
+    bytes_reused: int
+    bytes_origin: int
+    peer_count: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class PulledFile:
+    """One file, whole and proven at its place."""
+
+    oid: Oid
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullSummary:
+    """What a pull did."""
+
+    files: list[PulledFile]
+    bytes_fetched: int
+    bytes_reused: int
+    bytes_origin: int
+    bytes_by_peer: dict[str, int]
+    seconds: float
+    rejected: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedLink:
+    """One PATH that a node publishes."""
+
+    path: Path
+    oid: Oid
+    size: int
+    chunks: int
+    manifest_id: ManifestId | None
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """A node that is ready."""
+
+    key: NodeKey
+    host: str
+    port: int
+    blobs: tuple[PublishedLink, ...]
+
+
+async def run_pull(
+    targets: Sequence[str],
+    options: PullOptions,
+    *,
+    store: Store,
+    settings: Settings,
+    cwd: Path,
+    on_progress: Callable[[ProgressSnapshot], None],
+    stop: asyncio.Event,
+) -> PullSummary:
+    """Pulls every target, sharing what is verified meanwhile; ends early when `stop` is set.
+
+    Raises:
+        MegalfsError: with `rejected` where sources sent wrong bytes.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    node = Node(store, settings, _identity(store, create=False))
+    pulls = PullSet(node, options, cwd)
+    names = NameSources(
+        node.peer_http,
+        (*options.peers, *settings.peers),
+        (*options.trackers, *settings.trackers),
+        options.keys | settings.trusted_keys,
+    )
+    reporter = asyncio.create_task(_report(pulls, on_progress))
+    try:
+        if options.share:
+            await _share(node, options)
+        work = asyncio.create_task(pulls.run(targets, names))
+        await _until(work, stop)
+        on_progress(pulls.snapshot())
+        seconds = loop.time() - started
+        if options.linger_s > 0 and options.share:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), options.linger_s)
+        return pulls.summary(seconds)
+    except MegalfsError as error:
+        error.rejected = pulls.rejected()
+        raise
+    finally:
+        reporter.cancel()
+        await asyncio.gather(reporter, return_exceptions=True)
+        await node.close()
+
+
+async def _until(work: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Waits for the work; when `stop` comes first, ends it and says so."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not work.done():
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        raise CancelledByUserError("stopped", exit_code=143)
+    work.result()
+
+
+async def _share(node: Node, options: PullOptions) -> None:
+    if options.listen is not None:
+        await node.start(options.listen)
+    else:
+        await node.start(HostPort("0.0.0.0", 0), ports=PULL_PORTS)  # noqa: S104 - DESIGN.md section 6
+    node.is_ready = True
+
+
+async def _report(pulls: PullSet, on_progress: Callable[[ProgressSnapshot], None]) -> None:
+    while True:
+        on_progress(pulls.snapshot())
+        await asyncio.sleep(PROGRESS_INTERVAL_S)
+
+
+async def run_node(
+    *,
+    store: Store,
+    settings: Settings,
+    paths: Sequence[Path],
+    listen: HostPort,
+    on_ready: Callable[[NodeInfo], None],
+    stop: asyncio.Event,
+    tracker_only: bool = False,
+) -> None:
+    """Serves what is published, and `paths` once they are, until `stop` is set; then drains.
+
+    Raises:
+        BusyError: the port is taken, or another node runs on this root.
+    """
+    identity = _identity(store, create=True)
+    node = Node(store, settings, identity)
+    await node.start(listen)
+    try:
+        if not tracker_only:
+            store.root.write_node(listen=str(HostPort(node.host, node.port)), http_port=node.port)
+        publishing = asyncio.create_task(_publish_all(node, paths))
+        await _until_published(publishing, stop)
+        if not stop.is_set():
+            node.is_ready = True
+            node.announcer.wake()
+            on_ready(NodeInfo(identity.key, node.host, node.port, tuple(publishing.result())))
+            await stop.wait()
+    finally:
+        await node.close()
+        store.root.clear_node()
+
+
+async def _until_published(publishing: asyncio.Task[list[PublishedLink]], stop: asyncio.Event) -> None:
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({publishing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if publishing.done():
+        publishing.result()
+    else:
+        publishing.cancel()
+
+
+async def _publish_all(node: Node, paths: Sequence[Path]) -> list[PublishedLink]:
+    published = []
+    for path in paths:
+        entry = await asyncio.to_thread(publish_path, node.store, path)
+        link = await asyncio.to_thread(link_of, node.store, entry, name=None, peers=node.own_addresses())
+        published.append(
+            PublishedLink(path, entry.oid, entry.blob.size, entry.blob.chunks, entry.manifest_id, link)
+        )
+    return published
+
+
+def _identity(store: Store, *, create: bool) -> LocalIdentity:
+    """The root's key; a pull of a root that has none makes one for this process only."""
+    import secrets
+
+    key = store.root.load_or_create_key() if create else store.root.load_key()
+    return LocalIdentity.of(key or SigningKey(secrets.token_bytes(32)))

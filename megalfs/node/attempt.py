@@ -1,0 +1,295 @@
+"""One manifest of a blob, tried: its swarm, the partial it fills, what this disk already has, and the proof.
+
+An attempt ends in one of four ways: the file is whole and proven, the manifest is refuted, nobody offers what
+is missing, or this machine fails. Only the first touches the target. The partial outlives an attempt, so the
+next manifest keeps every piece that both name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megalfs.core.bitfield import Bitfield
+from megalfs.core.manifest import Manifest
+from megalfs.core.params import SwarmParams
+from megalfs.errors import BusyError, MegalfsError
+from megalfs.formats.hostport import HostPort
+from megalfs.node.candidates import Candidate
+from megalfs.node.driver import SwarmDriver
+from megalfs.node.prover import Prover
+from megalfs.node.serving import PartialSource
+from megalfs.store.partial import Partial
+from megalfs.store.reuse import ReusePlan, copy, plan
+
+if TYPE_CHECKING:
+    from megalfs.node.node import Node
+
+__all__ = ["Attempt", "Outcome"]
+
+log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_S = 0.2
+RECONNECT_S_MIN = 0.5
+RECONNECT_S_MAX = 30.0
+
+
+class Outcome(Enum):
+    """How an attempt ended."""
+
+    PROVEN = "proven"
+    REFUTED = "refuted"
+    STARVED = "starved"
+
+
+@dataclass(slots=True)
+class _Dial:
+    """Our efforts to keep one peer in the swarm."""
+
+    task: asyncio.Task[None] | None = None
+    pause_s: float = RECONNECT_S_MIN
+    not_before: float = 0.0
+
+
+class _PartialSink:
+    """What lanes see of the partial; a write error ends the attempt, not the lane's peer."""
+
+    def __init__(self, manifest: Manifest, partial: Partial, failed: Callable[[MegalfsError], None]) -> None:
+        self.manifest = manifest
+        self._partial = partial
+        self._failed = failed
+        self._is_closed = False
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        try:
+            self._partial.write(offset, buffer)
+        except MegalfsError as error:
+            self._is_closed = True
+            self._failed(error)
+            raise
+
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def close(self) -> None:
+        self._is_closed = True
+
+
+class Attempt:
+    """Runs on the event loop; `changed` is called whenever `outcome` may have another answer."""
+
+    def __init__(
+        self,
+        node: Node,
+        candidate: Candidate,
+        manifest: Manifest,
+        partial: Partial,
+        *,
+        is_shared: bool,
+        changed: Callable[[], None],
+    ) -> None:
+        self.candidate = candidate
+        self.manifest = manifest
+        self.partial = partial
+        self.error: MegalfsError | None = None
+        self._node = node
+        self._changed = changed
+        self._loop = asyncio.get_running_loop()
+        self._stop = threading.Event()
+        self._local: threading.Thread | None = None
+        self._sink = _PartialSink(manifest, partial, self._failed)
+        self.source = PartialSource(partial.fd)
+        self._dials: dict[HostPort, _Dial] = {}
+        self._origins: set[str] = set()
+        self._flusher: asyncio.Task[None] | None = None
+        self._progress_at = self._loop.time()
+        is_trusted = candidate.trusted_by is not None and node.settings.proof == "auto"
+        self.prover = None if is_trusted else Prover(manifest, self.source.fileno, self._settled)
+        self.driver = SwarmDriver(
+            node.hub,
+            manifest,
+            have=Bitfield(manifest.piece_count),
+            source=self.source,
+            labels=node.labels,
+            params=SwarmParams(
+                from_end=candidate.trusted_by is None,
+                upload_slots=node.settings.upload_slots if is_shared else 0,
+            ),
+            rng=node.make_rng(),
+            sink=self._sink,
+            arrival=self,
+            withdrawn=node.withdrawn,
+        )
+
+    async def start(self, extra_paths: Sequence[Path]) -> None:
+        """Looks what this disk has, reserves it, and takes part in the swarm."""
+        if self.prover is not None:
+            self.prover.start()
+        kept, claimed = self.partial.have.runs(), self.partial.candidates.runs()
+        wanted = Bitfield.full(self.manifest.piece_count)
+        for first, count in (*kept, *claimed):
+            wanted.remove(first, count)
+        reuse = await asyncio.to_thread(plan, self.manifest, self._node.store, extra_paths, wanted=wanted)
+        planned = reuse.pieces.runs()
+        for first, count in (*claimed, *planned):
+            self.driver.swarm.reserve(first, count)
+        for first, count in kept:
+            self.driver.found(first, count)
+        if claimed or planned:
+            self._local = threading.Thread(
+                target=self._bring_local, args=(reuse,), name="megalfs-local", daemon=True
+            )
+            self._local.start()
+        self._flusher = asyncio.create_task(self._flush())
+        self._node.add_pull(self.driver, self.source)
+        if self.manifest.piece_count == 0 and self.prover is None:
+            self._changed()
+
+    def _bring_local(self, reuse: ReusePlan) -> None:
+        """In a thread: first what an earlier run left in the partial, then chunks of other files."""
+        try:
+            for run, is_good in self.partial.recheck(should_stop=self._stop.is_set):
+                self._post(self.driver.found if is_good else self.driver.not_found, *run)
+            copy(
+                reuse,
+                self.partial,
+                on_verified=lambda first, count: self._post(self.driver.found, first, count),
+                on_failed=lambda first, count: self._post(self.driver.not_found, first, count),
+                should_stop=self._stop.is_set,
+            )
+        except MegalfsError as error:
+            if not self._stop.is_set():
+                self._failed(error)
+
+    # --- what others report ------------------------------------------------------------------------------
+
+    def stored(self, first: int, count: int) -> None:
+        """Pieces are verified and in the partial."""
+        self.partial.mark(first, count)
+        self._progress_at = self._loop.time()
+        if self.prover is not None:
+            self.prover.on_disk(first, count)
+
+    def completed(self) -> None:
+        """Every piece is in the partial."""
+        self._changed()
+
+    def source_lost(self) -> None:
+        """A source went away."""
+        self._changed()
+
+    def _settled(self) -> None:
+        self._post(self._changed)
+
+    def _failed(self, error: MegalfsError) -> None:
+        self._post(self._fail, error)
+
+    def _fail(self, error: MegalfsError) -> None:
+        self.error = self.error or error
+        self._changed()
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            try:
+                await asyncio.to_thread(self.partial.flush)
+            except BusyError as error:
+                self._fail(error)
+                return
+
+    # --- sources -------------------------------------------------------------------------------------------
+
+    def recruit(self, peers: Sequence[HostPort], *, origins: Sequence[str]) -> None:
+        """Brings every peer that offers this manifest into the swarm, and back when it was lost; adds origins."""
+        now = self._loop.time()
+        for address in peers:
+            dial = self._dials.setdefault(address, _Dial())
+            if dial.task is None and now >= dial.not_before:
+                dial.task = asyncio.create_task(self._join(address, dial))
+        for url in origins:
+            if url not in self._origins:
+                self._origins.add(url)
+                self.driver.add_origin(url, proxies=self._node.proxies, limiter=self._node.limit_down)
+
+    async def _join(self, address: HostPort, dial: _Dial) -> None:
+        """Keeps one peer: dials, joins, and waits for the end of the session before it tries again."""
+        try:
+            session = await self._node.hub.connect(address.host, address.port)
+            self.driver.join(session)
+            dial.pause_s = RECONNECT_S_MIN
+            await session.closed.wait()
+        except MegalfsError as error:
+            log.info("peer %s: %s", address, error)
+        finally:
+            dial.task = None
+            dial.not_before = self._loop.time() + dial.pause_s
+            dial.pause_s = min(2 * dial.pause_s, RECONNECT_S_MAX)
+            self._changed()
+
+    @property
+    def is_dialling(self) -> bool:
+        """Whether some peer is still being reached."""
+        return any(dial.task is not None for dial in self._dials.values()) and not self.driver.source_count
+
+    @property
+    def is_local_busy(self) -> bool:
+        """Whether this disk is still being read for pieces."""
+        return self._local is not None and self._local.is_alive()
+
+    @property
+    def idle_s(self) -> float:
+        """How long no piece has come from anywhere."""
+        return self._loop.time() - self._progress_at
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def outcome(self, *, switch_after_s: float) -> Outcome | None:
+        """How the attempt has ended, or None while it goes on.
+
+        Raises:
+            MegalfsError: this machine failed (disk full, an I/O error).
+        """
+        if self.error is not None:
+            raise self.error
+        if self.prover is not None:
+            if self.prover.error is not None:
+                raise self.prover.error
+            if self.prover.proof.is_condemned:
+                return Outcome.REFUTED
+        if self.driver.swarm.is_complete:
+            return Outcome.PROVEN if self.prover is None or self.prover.proof.is_proven else None
+        if not self.is_local_busy and self.idle_s > switch_after_s:
+            return Outcome.STARVED
+        return None
+
+    async def stop_flushing(self) -> None:
+        """No more sidecar writes: the partial is about to be renamed."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.gather(self._flusher, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Leaves the swarm and stops every thread; the partial stays as it is."""
+        self._stop.set()
+        self._sink.close()
+        tasks = [dial.task for dial in self._dials.values() if dial.task is not None]
+        if self._flusher is not None:
+            tasks.append(self._flusher)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._local is not None:
+            await asyncio.to_thread(self._local.join)
+        if self.prover is not None:
+            await asyncio.to_thread(self.prover.close)

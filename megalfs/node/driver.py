@@ -1,0 +1,425 @@
+"""Drives one swarm: feeds the core what happened, performs the effects it returns, owns its clock.
+
+Decisions are the core's and are synchronous; nothing is awaited between reading its state and changing it.
+Everything here runs on the event loop. Lane threads report through the hub, which posts to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol, assert_never
+
+from megalfs.core.bitfield import Bitfield
+from megalfs.core.effects import Ban, Cancel, Completed, Effect, Fetch, PeerId, Send, Serve
+from megalfs.core.ids import ManifestId
+from megalfs.core.manifest import Manifest
+from megalfs.core.messages import CancelRequest, Join, Leave, Request, SwarmMessage
+from megalfs.core.params import SwarmParams
+from megalfs.core.swarm import PeerKind, Swarm
+from megalfs.core.topology import Labels, Tier, tier_between
+from megalfs.errors import MegalfsError, NotFoundError, OriginRefusedError, StoreError
+from megalfs.net.lanes import Upload, UploadSource
+from megalfs.net.limiter import RateLimiter
+from megalfs.net.session import Session
+from megalfs.net.sinks import Progress, Sink
+from megalfs.net.webseed import Origin, WebSeedLane
+from megalfs.node.peers import PeerHub
+
+__all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
+
+log = logging.getLogger(__name__)
+
+ORIGIN_LANES = 2
+
+
+@dataclass(slots=True)
+class SwarmTotals:
+    """Verified bytes by source, and refused pieces by source, since this swarm began."""
+
+    by_peer: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    bytes_origin: int = 0
+    bytes_local: int = 0
+    bytes_sent: int = 0
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that came over the network."""
+        return sum(self.by_peer.values())
+
+
+class Arrival(Protocol):
+    """The pull that a leeching swarm belongs to."""
+
+    def stored(self, first: int, count: int) -> None:
+        """Pieces are verified and in the partial."""
+
+    def completed(self) -> None:
+        """Every piece is in the partial."""
+
+    def source_lost(self) -> None:
+        """A source went away; perhaps none is left."""
+
+
+@dataclass(slots=True)
+class _WebSeed:
+    name: str
+    wanted: queue.SimpleQueue[object]
+    lanes: list[WebSeedLane]
+
+
+class SwarmDriver:
+    """One blob under one manifest on this node: leeching into a sink, serving from a source, or both."""
+
+    def __init__(
+        self,
+        hub: PeerHub,
+        manifest: Manifest,
+        *,
+        have: Bitfield,
+        source: UploadSource,
+        labels: Labels,
+        params: SwarmParams,
+        rng: Random,
+        sink: Sink | None = None,
+        arrival: Arrival | None = None,
+        withdrawn: Callable[[Manifest], None] | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.totals = SwarmTotals()
+        self.names: dict[PeerId, str] = {}
+        self._origin_names: set[str] = set()
+        self._hub = hub
+        self._source = source
+        self._labels = labels
+        self._sink = sink
+        self._arrival = arrival
+        self._withdrawn = withdrawn
+        self._loop = asyncio.get_running_loop()
+        self._sessions: dict[PeerId, Session] = {}
+        self._web_seeds: dict[PeerId, _WebSeed] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        self._is_draining = False
+        self.swarm = Swarm(
+            manifest.id, manifest.lengths, have=have, params=params, rng=rng, now=self._loop.time()
+        )
+        self._step()
+
+    # --- sessions ------------------------------------------------------------------------------------
+
+    @property
+    def source_count(self) -> int:
+        """Sessions and web seeds that take part."""
+        return len(self._sessions) + len(self._web_seeds)
+
+    @property
+    def session_count(self) -> int:
+        """Nodes that take part."""
+        return len(self._sessions)
+
+    def sessions(self) -> list[Session]:
+        """The nodes that take part."""
+        return list(self._sessions.values())
+
+    def join(self, session: Session) -> None:
+        """Tells a node that we take part; it answers with its own Join when it does too."""
+        if self.manifest.id not in session.joins_sent and not session.is_closed:
+            session.joins_sent.add(self.manifest.id)
+            manifest = self.manifest
+            session.send(Join(manifest.id, manifest.oid, manifest.piece_count, self.swarm.is_complete))
+
+    def joined(self, session: Session, join: Join) -> None:
+        """The other side takes part: from here on the core knows it."""
+        self.join(session)
+        peer = PeerId(session.id)
+        if peer in self._sessions:
+            return
+        self._sessions[peer] = session
+        self.names[peer] = session.name
+        if self._sink is not None and not self.swarm.is_complete:
+            self._hub.want_lanes(session, self._lanes_per_session())
+        tier = tier_between(self._labels, session.hello.labels)
+        self.swarm.connected(peer, kind=PeerKind.NODE, tier=tier, now=self._loop.time())
+        self._step()
+
+    def _lanes_per_session(self) -> int:
+        # Two threads fill two cores (pull prototype); with several peers one lane each does.
+        return 2 if len(self._sessions) <= 1 else 1
+
+    def left(self, session: Session) -> None:
+        """The session ended, or the node takes part no longer."""
+        peer = PeerId(session.id)
+        session.joins_sent.discard(self.manifest.id)
+        if self._sessions.pop(peer, None) is None:
+            return
+        self.swarm.disconnected(peer, now=self._loop.time())
+        self._step()
+        if self._arrival is not None and not self._is_closed:
+            self._arrival.source_lost()
+
+    def received(self, session: Session, message: SwarmMessage) -> None:
+        """A control message of this swarm; raises RemoteProtocolError."""
+        peer = PeerId(session.id)
+        if peer not in self._sessions:
+            return
+        self.swarm.received(peer, message, now=self._loop.time())
+        self._step()
+
+    def add_origin(self, url: str, *, proxies: Mapping[str, str], limiter: RateLimiter) -> None:
+        """Adds a plain HTTP server that has the whole blob."""
+        assert self._sink is not None
+        peer = self._hub.next_peer_id()
+        wanted: queue.SimpleQueue[object] = queue.SimpleQueue()
+        lanes = [self._web_seed_lane(peer, url, wanted, proxies, limiter) for _ in range(ORIGIN_LANES)]
+        self._web_seeds[peer] = _WebSeed(url, wanted, lanes)
+        self.names[peer] = url
+        self._origin_names.add(url)
+        for lane in lanes:
+            lane.start()
+        self.swarm.connected(peer, kind=PeerKind.ORIGIN, tier=Tier.ORIGIN, now=self._loop.time())
+        self._step()
+
+    def _web_seed_lane(
+        self,
+        peer: PeerId,
+        url: str,
+        wanted: queue.SimpleQueue[object],
+        proxies: Mapping[str, str],
+        limiter: RateLimiter,
+    ) -> WebSeedLane:
+        assert self._sink is not None
+
+        def post(call: Callable[..., None]) -> Callable[..., None]:
+            def posted(_: ManifestId, *arguments: object) -> None:
+                self._post(call, peer, *arguments)
+
+            return posted
+
+        return WebSeedLane(
+            Origin(url, proxies=proxies),
+            wanted,  # type: ignore[arg-type]  # the queue's item type is private to the lane
+            sink=self._sink,
+            progress=Progress(
+                verified=post(self._verified), corrupt=post(self._corrupt), progressed=post(self._progressed)
+            ),
+            arriving=post(self._arriving),
+            failed=post(self._origin_failed),
+            limiter=limiter,
+        )
+
+    def _origin_failed(self, peer: PeerId, first: int, count: int, error: MegalfsError) -> None:
+        seed = self._web_seeds.get(peer)
+        if seed is None:
+            return
+        log.warning("origin: %s", error)
+        self.swarm.failed(peer, first, count, now=self._loop.time())
+        if (
+            isinstance(error, NotFoundError | OriginRefusedError)
+            or error.exit_code == 7
+            or not error.is_retryable
+        ):
+            self._drop_origin(peer)
+        self._step()
+
+    def _drop_origin(self, peer: PeerId) -> None:
+        seed = self._web_seeds.pop(peer, None)
+        if seed is None:
+            return
+        for lane in seed.lanes:
+            lane.shut()
+            seed.wanted.put(None)
+        self.swarm.disconnected(peer, now=self._loop.time())
+        if self._arrival is not None and not self._is_closed:
+            self._arrival.source_lost()
+
+    # --- what lanes and local sources report -----------------------------------------------------------
+
+    def sink(self) -> Sink | None:
+        """Where lanes put pieces; None for a swarm that only serves."""
+        return self._sink
+
+    def arriving(self, session: Session, first: int, count: int) -> None:
+        """A DATA header came."""
+        self._arriving(PeerId(session.id), first, count)
+
+    def verified(self, session: Session, first: int, count: int) -> None:
+        """Pieces from a node are verified and in the partial."""
+        session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
+        self._verified(PeerId(session.id), first, count)
+
+    def corrupt(self, session: Session, pieces: list[int]) -> None:
+        """Wrong bytes from a node."""
+        session.totals.rejected_count += len(pieces)
+        self._corrupt(PeerId(session.id), pieces)
+
+    def progressed(self, session: Session, size: int) -> None:
+        """Bytes of a granule came from a node that is too slow to fill it soon."""
+        self._progressed(PeerId(session.id), size)
+
+    def _progressed(self, peer: PeerId, size: int) -> None:
+        if not self._is_closed:
+            self.swarm.progressed(peer, size, now=self._loop.time())
+            self._step()
+
+    def found(self, first: int, count: int) -> None:
+        """Pieces were found on this disk and are in the partial."""
+        self.totals.bytes_local += self.manifest.run_extent(first, count)[1]
+        self.swarm.verified(None, first, count, now=self._loop.time())
+        self._stored(first, count)
+        self._step()
+
+    def not_found(self, first: int, count: int) -> None:
+        """Pieces that a local source was to bring could not be had there."""
+        self.swarm.release(first, count, now=self._loop.time())
+        self._step()
+
+    def _arriving(self, peer: PeerId, first: int, count: int) -> None:
+        if peer in self.names and not self._is_closed:
+            self.swarm.receiving(peer, first, count, now=self._loop.time())
+            self._step()
+
+    def _verified(self, peer: PeerId, first: int, count: int) -> None:
+        if self._is_closed:
+            return
+        size = self.manifest.run_extent(first, count)[1]
+        name = self.names[peer]
+        self.totals.by_peer[name] = self.totals.by_peer.get(name, 0) + size
+        if name in self._origin_names:
+            self.totals.bytes_origin += size
+        self.swarm.verified(peer, first, count, now=self._loop.time())
+        self._stored(first, count)
+        self._step()
+
+    def _corrupt(self, peer: PeerId, pieces: list[int]) -> None:
+        name = self.names[peer]
+        self.totals.rejected[name] = self.totals.rejected.get(name, 0) + len(pieces)
+        log.warning("%s sent wrong bytes for piece %d", name, pieces[0])
+        self.swarm.corrupt(peer, pieces, now=self._loop.time())
+        self._step()
+
+    def _stored(self, first: int, count: int) -> None:
+        if self._arrival is not None:
+            self._arrival.stored(first, count)
+
+    # --- effects -----------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Performs everything the core wants, then sleeps until its next deadline."""
+        if self._is_draining or self._is_closed:
+            return
+        self._is_draining = True
+        try:
+            while effects := self.swarm.effects():
+                for effect in effects:
+                    self._perform(effect)
+        finally:
+            self._is_draining = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.swarm.next_timeout()
+        if deadline is not None and not self._is_closed:
+            self._timer = self._loop.call_at(max(deadline, self._loop.time()), self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        if not self._is_closed:
+            self.swarm.timeout(now=self._loop.time())
+            self._step()
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Send(peer, message):
+                if (session := self._sessions.get(peer)) is not None:
+                    session.send(message)
+            case Fetch(peer, first, count):
+                self._fetch(peer, first, count)
+            case Cancel(peer, first, count):
+                if (session := self._sessions.get(peer)) is not None:
+                    session.send(CancelRequest(self.manifest.id, first, count))
+            case Serve(peer, first, count):
+                self._serve(peer, first, count)
+            case Ban(peer, reason):
+                self._ban(peer, reason)
+            case Completed():
+                if self._arrival is not None:
+                    self._arrival.completed()
+            case _:
+                assert_never(effect)
+
+    def _fetch(self, peer: PeerId, first: int, count: int) -> None:
+        if (session := self._sessions.get(peer)) is not None:
+            session.send(Request(self.manifest.id, first, count))
+        elif (seed := self._web_seeds.get(peer)) is not None:
+            seed.wanted.put(WebSeedLane.wanted(self.manifest.id, first, count))
+
+    def _serve(self, peer: PeerId, first: int, count: int) -> None:
+        session = self._sessions.get(peer)
+        if session is None:
+            return
+        offset, size = self.manifest.run_extent(first, count)
+
+        def served(is_sent: bool) -> None:  # noqa: FBT001 - called with one positional by the lane
+            self._post(self._served, peer, first, count, size, is_sent)
+
+        session.upload(Upload(self.manifest.id, first, count, offset, size, self._source, served))
+
+    def _served(self, peer: PeerId, first: int, count: int, size: int, is_sent: bool) -> None:  # noqa: FBT001
+        if self._is_closed:
+            return
+        if is_sent:
+            self.totals.bytes_sent += size
+            if (session := self._sessions.get(peer)) is not None:
+                session.totals.bytes_out += size
+        elif self._has_changed():
+            return
+        self.swarm.served(peer, first, count, ok=is_sent, now=self._loop.time())
+        self._step()
+
+    def _has_changed(self) -> bool:
+        """Whether the file that we serve from is another one by now; then this swarm ends."""
+        try:
+            self._source.check()
+        except StoreError:
+            if self._withdrawn is not None:
+                self._withdrawn(self.manifest)
+            return True
+        return False
+
+    def _ban(self, peer: PeerId, reason: str) -> None:
+        session = self._sessions.pop(peer, None)
+        if session is not None:
+            self._hub.ban(session, reason)
+        elif peer in self._web_seeds:
+            log.warning("origin %s is dropped: %s", self.names[peer], reason)
+            self._drop_origin(peer)
+            return
+        if self._arrival is not None:
+            self._arrival.source_lost()
+
+    def _post(self, function: Callable[..., None], *arguments: object) -> None:
+        if not self._is_closed:
+            self._hub.post(function, *arguments)
+
+    def close(self) -> None:
+        """Takes no part any longer: tells the peers, ends the web seeds, keeps the sessions."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for session in self._sessions.values():
+            session.joins_sent.discard(self.manifest.id)
+            session.send(Leave(self.manifest.id))
+        for seed in self._web_seeds.values():
+            for lane in seed.lanes:
+                lane.shut()
+                seed.wanted.put(None)
+        self._sessions.clear()
+        self._web_seeds.clear()

@@ -1,0 +1,109 @@
+"""Who may ask what over HTTP: the Host check, the local token, allow-list mode.
+
+A browser on this machine can be made to ask us anything (DNS rebinding), so a request must name us by
+address, by a name without a dot, or by a name we know to be ours: an attacker's domain is none of these. In
+allow-list mode a remote request needs a token that a listed key signed; `/healthz` and `/readyz` answer all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from megalfs.core.identity import NodeKey
+from megalfs.errors import RemoteProtocolError, UsageError
+from megalfs.formats.hostport import HostPort
+from megalfs.node.identity import LocalIdentity
+
+__all__ = ["Guard", "make_token"]
+
+OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+TOKEN_LIFE_S = 3600
+TOKEN_BYTES = 32 + 8 + 64
+_LOCAL_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_token(identity: LocalIdentity) -> str:
+    """A bearer token for a node in allow-list mode: key, expiry (u64 big-endian, seconds), signature; base64url."""
+    expiry = (int(time.time()) + TOKEN_LIFE_S).to_bytes(8, "big")  # noqa: TID251 - compared with another host's clock
+    signature = identity.sign("token", identity.key.raw + expiry)
+    return base64.urlsafe_b64encode(identity.key.raw + expiry + signature).decode("ascii").rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The rules of one node."""
+
+    local_token: str
+    advertise_host: str
+    allow_keys: frozenset[NodeKey]
+
+    def is_local(self, request: web.Request) -> bool:
+        """Whether the request carries this root's token, which only this user can read."""
+        return hmac.compare_digest(_bearer(request).encode(), self.local_token.encode())
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuses what `Guard` says, before any handler runs."""
+        if request.path not in OPEN_PATHS:
+            if not self._is_our_name(request.headers.get("Host", "")):
+                raise web.HTTPForbidden(text="megalfs: this host name is not one of this node's\n")
+            if request.headers.get("Origin") not in {None, f"http://{request.headers.get('Host')}"}:
+                raise web.HTTPForbidden(text="megalfs: cross-origin requests are refused\n")
+            if self.allow_keys and not self.is_local(request) and not self._is_listed(request):
+                raise web.HTTPUnauthorized(text="megalfs: this node answers only to listed keys\n")
+        return await handler(request)
+
+    def is_allowed_key(self, key: NodeKey) -> bool:
+        """Whether a peer with this key may take part."""
+        return not self.allow_keys or key in self.allow_keys
+
+    def _is_our_name(self, host_header: str) -> bool:
+        try:
+            host = HostPort.parse(host_header, default_port=80).host.rstrip(".").lower()
+        except UsageError:
+            return False
+        if "." not in host or host.endswith(_LOCAL_SUFFIXES):
+            return True
+        try:
+            ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return host in {
+                self.advertise_host.lower(),
+                socket.gethostname().lower(),
+                socket.getfqdn().lower(),
+            }
+        return True
+
+    def _is_listed(self, request: web.Request) -> bool:
+        token = _bearer(request)
+        try:
+            raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+        except (binascii.Error, ValueError):
+            return False
+        if len(raw) != TOKEN_BYTES:
+            return False
+        key, expiry, signature = raw[:32], int.from_bytes(raw[32:40], "big"), raw[40:]
+        now = time.time()  # noqa: TID251 - compared with another host's clock
+        if NodeKey(key) not in self.allow_keys or not now - 60 <= expiry <= now + 2 * TOKEN_LIFE_S:
+            return False
+        try:
+            LocalIdentity.verify(key, signature, "token", raw[:40])
+        except RemoteProtocolError:
+            return False
+        return True
+
+
+def _bearer(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""

@@ -1,0 +1,469 @@
+"""One pull: from an oid to a proven file at its target, whatever the sources turn out to be worth.
+
+    ask peers what they offer -> rank the manifests -> attempt the best -> refuted or starved: the next one
+    -> none left: the blob as a plain stream -> rename, record, seed on
+
+The loop is level-triggered: whatever happens wakes it, it looks at the whole state and decides what is next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megalfs.core.identity import NodeKey
+from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.manifest import Manifest
+from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
+from megalfs.formats.hostport import HostPort
+from megalfs.net.webseed import origin_url
+from megalfs.node.attempt import Attempt, Outcome
+from megalfs.node.candidates import Candidate, rank
+from megalfs.node.decide import find_liars
+from megalfs.node.plain import PlainPull, PlainSource
+from megalfs.node.sources import PeerAnswer, Sources, node_url
+from megalfs.store.ingest import publish
+from megalfs.store.partial import Partial
+
+if TYPE_CHECKING:
+    from megalfs.node.node import Node
+
+__all__ = ["Pull", "PullCounts", "PullRequest"]
+
+log = logging.getLogger(__name__)
+
+# A blob of at most one minimal chunk: the manifest would say no more than the oid does (DESIGN.md 4.1).
+SMALL_BYTES = 64 * 1024
+TICK_S = 1.0
+# How long other offers may still come in once there is one that nothing speaks against.
+GATHER_S = 0.5
+TRACKER_INTERVAL_S = 5.0
+DRY_S = 1.0
+# Sources are connected, nothing comes, and there is nothing to switch to.
+STALL_S_MAX = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """What to pull and where to; `may_replace` is asked at the end whether a file at the target may go."""
+
+    oid: Oid
+    target: Path
+    name: str
+    size: int | None = None
+    manifest: ManifestId | None = None
+    keys: frozenset[NodeKey] = frozenset()
+    peers: tuple[HostPort, ...] = ()
+    trackers: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    may_replace: Callable[[], bool] = lambda: False
+    is_executable: bool = False
+    wait_peers_s: float = 10.0
+    is_shared: bool = True
+    keeps_seeding: bool = True
+
+
+@dataclass(slots=True)
+class PullCounts:
+    """Bytes by where they came from, pieces refused; added up over all attempts."""
+
+    phase: str = "finding"
+    bytes_total: int | None = None
+    bytes_verified: int = 0
+    bytes_reused: int = 0
+    bytes_origin: int = 0
+    by_peer: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    peer_count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that came over the network."""
+        return sum(self.by_peer.values())
+
+
+class Pull:
+    """Runs one request on a node."""
+
+    def __init__(self, node: Node, request: PullRequest) -> None:
+        self.request = request
+        self._node = node
+        self._base = PullCounts(bytes_total=request.size)
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._sources = Sources(request.oid, node.peer_http, changed=self._wake.set)
+        self._attempt: Attempt | None = None
+        self._partial: Partial | None = None
+        self._plain: PlainPull | None = None
+        self._refuted: set[ManifestId] = set()
+        self._starved: set[ManifestId] = set()
+        self._compared: set[ManifestId] = set()
+        self._manifests: dict[ManifestId, Manifest] = {}
+        self._tracker_task: asyncio.Task[None] | None = None
+        self._started_at = self._loop.time()
+        self._origin_urls = tuple(
+            origin_url(each, oid=request.oid, name=request.name) for each in request.origins
+        )
+
+    # --- what others see ---------------------------------------------------------------------------------
+
+    def counts(self) -> PullCounts:
+        """How far the pull is."""
+        base, attempt = self._base, self._attempt
+        counts = PullCounts(
+            base.phase,
+            base.bytes_total,
+            base.bytes_verified,
+            base.bytes_reused,
+            base.bytes_origin,
+            dict(base.by_peer),
+            dict(base.rejected),
+            base.peer_count,
+            list(base.notes),
+        )
+        if attempt is not None:
+            totals, swarm = attempt.driver.totals, attempt.driver.swarm
+            counts.bytes_total = attempt.manifest.size
+            counts.bytes_verified = attempt.manifest.size - swarm.missing_bytes
+            counts.bytes_reused += totals.bytes_local
+            counts.bytes_origin += totals.bytes_origin
+            _add(counts.by_peer, totals.by_peer)
+            _add(counts.rejected, totals.rejected)
+            counts.peer_count = attempt.driver.source_count
+            counts.phase = "proving" if swarm.is_complete else "fetching"
+        elif self._plain is not None:
+            counts.bytes_verified = self._plain.verified
+            _add(counts.rejected, self._plain.rejected)
+        return counts
+
+    # --- running -------------------------------------------------------------------------------------------
+
+    async def run(self) -> Path:
+        """Returns the target once it holds the blob.
+
+        Raises:
+            MegalfsError: `exit_code` says what kind of failure; nothing is visible at the target.
+        """
+        self._sources.add(self.request.peers)
+        if self.request.trackers:
+            self._tracker_task = asyncio.create_task(self._ask_trackers())
+        try:
+            if self.request.size is not None and self.request.size <= SMALL_BYTES and self._plain_sources():
+                await self._stream_whole()
+            else:
+                await self._run_attempts()
+            return self.request.target
+        finally:
+            await self._close()
+
+    async def _run_attempts(self) -> None:
+        while (candidate := await self._next_candidate()) is not None:
+            try:
+                manifest = await self._manifest(candidate)
+            except MegalfsError as error:
+                log.warning("manifest %s: %s", candidate.manifest_id, error)
+                self._refuted.add(candidate.manifest_id)
+                continue
+            outcome = await self._attempt_manifest(candidate, manifest)
+            if outcome is Outcome.PROVEN:
+                return
+            if outcome is Outcome.REFUTED:
+                self._note(f"manifest {candidate.manifest_id} is false and was dropped")
+                self._refuted.add(candidate.manifest_id)
+                await asyncio.to_thread(self._node.store.refute, candidate.manifest_id, self.request.oid)
+            else:
+                self._starved.add(candidate.manifest_id)
+        await self._stream_whole()
+
+    async def _attempt_manifest(self, candidate: Candidate, manifest: Manifest) -> Outcome:
+        partial = await asyncio.to_thread(self._partial_for, manifest)
+        attempt = Attempt(
+            self._node, candidate, manifest, partial, is_shared=self.request.is_shared, changed=self._wake.set
+        )
+        self._attempt = attempt
+        self._node.peer_listeners[manifest.id] = self._sources.add
+        outcome = None
+        try:
+            await attempt.start([self.request.target])
+            outcome = await self._drive(attempt)
+            if outcome is Outcome.PROVEN:
+                await self._commit(attempt)
+            return outcome
+        finally:
+            self._base = self.counts()
+            self._attempt = None
+            self._node.peer_listeners.pop(manifest.id, None)
+            await attempt.close()
+            if outcome is not Outcome.PROVEN or not self.request.keeps_seeding:
+                self._node.remove_swarm(manifest.id)
+                attempt.driver.close()
+
+    async def _drive(self, attempt: Attempt) -> Outcome:
+        """Until the attempt has ended, or something better is to be had."""
+        while True:
+            outcome = attempt.outcome(switch_after_s=self._node.settings.manifest_switch_s)
+            if outcome in {Outcome.PROVEN, Outcome.REFUTED}:
+                assert outcome is not None
+                return outcome
+            ranked = self._ranked()
+            mine = next(
+                (each for each in ranked if each.manifest_id == attempt.manifest.id), attempt.candidate
+            )
+            attempt.recruit(mine.peers, origins=self._origin_urls)
+            others = [each for each in ranked if each.manifest_id != attempt.manifest.id]
+            is_dry = not (attempt.driver.source_count or attempt.is_dialling or attempt.is_local_busy)
+            if others and (outcome is Outcome.STARVED or (is_dry and attempt.idle_s > DRY_S)):
+                return Outcome.STARVED
+            if is_dry and not self._sources.is_asking and attempt.idle_s > self._patience_s(attempt):
+                return Outcome.STARVED
+            if (
+                attempt.idle_s > STALL_S_MAX
+                and not attempt.is_local_busy
+                and not attempt.driver.swarm.is_complete
+            ):
+                return Outcome.STARVED
+            await self._sleep(TICK_S)
+
+    def _patience_s(self, attempt: Attempt) -> float:
+        # A peer that lied and one that is banned will not come back: waiting is for peers that may.
+        return DRY_S if attempt.driver.totals.rejected else max(DRY_S, self.request.wait_peers_s)
+
+    # --- manifests -------------------------------------------------------------------------------------------
+
+    def _ranked(self) -> list[Candidate]:
+        """The manifests worth trying, best first; those that starved come last."""
+        ranked = rank(
+            self._sources.offers(),
+            refuted=self._refuted,
+            named=self.request.manifest,
+            trusted_keys=self.request.keys,
+            size=self.request.size,
+        )
+        return [each for each in ranked if each.manifest_id not in self._starved]
+
+    async def _next_candidate(self) -> Candidate | None:
+        """The best manifest once it is clear which; None when there is none to be had."""
+        deadline = self._loop.time() + self.request.wait_peers_s
+        gathered_at: float | None = None
+        while True:
+            ranked = self._ranked()
+            now = self._loop.time()
+            if ranked and ranked[0].trusted_by is not None:
+                return ranked[0]
+            gathered_at = gathered_at or (now if ranked else None)
+            is_gathered = gathered_at is not None and now - gathered_at >= GATHER_S
+            if ranked and (is_gathered or not self._sources.is_asking):
+                if await self._drop_liars(ranked):
+                    continue
+                return ranked[0]
+            if not ranked:
+                if (local := await asyncio.to_thread(self._local_candidate)) is not None:
+                    return local
+                is_hopeless = not self._sources.is_asking and (
+                    self._refuted or self._starved or self._origin_urls
+                )
+                if is_hopeless or now >= deadline or self._is_nobody_left():
+                    return None
+            await self._sleep(min(TICK_S, GATHER_S))
+
+    def _is_nobody_left(self) -> bool:
+        """Every peer answered, and every answer was no; waiting is for those that do not answer yet."""
+        is_certain = self._sources.count(PeerAnswer.NOT_FOUND) == len(self._sources.peers()) > 0
+        return is_certain and not self.request.trackers and not self._sources.is_asking
+
+    def _local_candidate(self) -> Candidate | None:
+        """A manifest that this root knows, for an origin or peers that offer none."""
+        if not self._origin_urls:
+            return None
+        for manifest_id in self._node.store.manifests(self.request.oid):
+            if manifest_id not in self._refuted | self._starved:
+                with contextlib.suppress(NotFoundError):
+                    manifest = self._node.store.load_manifest(manifest_id, self.request.oid)
+                    self._manifests[manifest_id] = manifest
+                    return Candidate(manifest_id, (), manifest.size, None, manifest.has_states)
+        return None
+
+    async def _manifest(self, candidate: Candidate) -> Manifest:
+        known = self._manifests.get(candidate.manifest_id)
+        if known is None:
+            known = await self._sources.fetch_manifest(candidate.manifest_id, size_max=self.request.size)
+            self._manifests[candidate.manifest_id] = known
+        return known
+
+    async def _drop_liars(self, ranked: Sequence[Candidate]) -> bool:
+        """Compares the manifests that nobody trusted signed, once each; True when some were found false."""
+        fresh = [each for each in ranked if each.manifest_id not in self._compared]
+        if len(ranked) < 2 or not fresh:
+            return False
+        self._compared.update(each.manifest_id for each in ranked)
+        liars = await find_liars(ranked, self._manifest, self._node.peer_http)
+        for manifest_id in liars:
+            self._note(f"manifest {manifest_id} is false and was dropped")
+            self._refuted.add(manifest_id)
+            await asyncio.to_thread(self._node.store.refute, manifest_id, self.request.oid)
+        return bool(liars)
+
+    # --- ends --------------------------------------------------------------------------------------------------
+
+    def _partial_for(self, manifest: Manifest | None) -> Partial:
+        """The partial of this pull, under this manifest; made, resumed, or carried over from the last attempt."""
+        if self._partial is not None and manifest is not None:
+            self._partial.rebase(manifest)
+        elif self._partial is not None:
+            self._partial.discard()
+            self._partial = None
+        if self._partial is None:
+            request = self.request
+            self._partial = Partial.create_or_resume(
+                request.target, manifest, root=self._node.store.root, oid=request.oid, size=request.size
+            )
+        return self._partial
+
+    async def _commit(self, attempt: Attempt) -> None:
+        request, store = self.request, self._node.store
+        partial, manifest = attempt.partial, attempt.manifest
+        signatures = [
+            signature
+            for signature in self._sources.signatures(manifest.id)
+            if _is_genuine(signature, manifest.id)
+        ]
+
+        def finish() -> None:
+            identity = partial.commit(
+                replace=request.may_replace(),
+                executable=request.is_executable,
+                durable=self._node.settings.durable,
+            )
+            attempt.source.settle(identity)
+            store.adopt(request.target, manifest, identity=identity, signatures=signatures)
+
+        await attempt.stop_flushing()
+        await asyncio.to_thread(finish)
+        self._partial = None
+        self._node.keep_seeding(manifest.id)
+        self._node.announcer.wake()
+
+    async def _stream_whole(self) -> None:
+        """The last resort, and the first for small blobs."""
+        sources = self._plain_sources()
+        if not sources:
+            raise self._nobody()
+        partial = await asyncio.to_thread(self._partial_for, None)
+        self._base.phase = "fetching"
+
+        def arrived(source: PlainSource, size: int) -> None:
+            self._base.by_peer[source.name] = self._base.by_peer.get(source.name, 0) + size
+            if source.is_origin:
+                self._base.bytes_origin += size
+
+        self._plain = PlainPull(
+            self.request.oid, self.request.size, partial, self._node.proxies, self._node.limit_down, arrived
+        )
+        try:
+            await self._plain.run(sources)
+        except MegalfsError as error:
+            raise self._explained(error) from error
+        finally:
+            self._base = self.counts()
+            self._plain.stop.set()
+            self._plain = None
+        await asyncio.to_thread(self._commit_plain, partial)
+
+    def _commit_plain(self, partial: Partial) -> None:
+        request = self.request
+        partial.commit(
+            replace=request.may_replace(),
+            executable=request.is_executable,
+            durable=self._node.settings.durable,
+        )
+        self._partial = None
+        if request.keeps_seeding:
+            publish(self._node.store, request.target)
+
+    def _plain_sources(self) -> list[PlainSource]:
+        origins = [PlainSource(url, url, is_origin=True) for url in self._origin_urls]
+        path, headers = f"/v1/file/{self.request.oid}", self._node.peer_headers()
+        peers = [
+            PlainSource(str(peer), node_url(peer, path), is_origin=False, headers=headers)
+            for peer in self._sources.peers()
+            if self._sources.answer(peer) is not PeerAnswer.NOT_FOUND
+        ]
+        return origins + peers
+
+    def _nobody(self) -> MegalfsError:
+        """Why there is no source at all."""
+        sources = self._sources
+        shown = f"{self.request.name} ({str(self.request.oid)[:12]}...)"
+        if self._base.rejected or self._refuted:
+            return self._explained(IntegrityError(f"no source has the right bytes of {shown}"))
+        asked = len(sources.peers())
+        if asked and sources.count(PeerAnswer.NOT_FOUND) == asked:
+            return NotFoundError(f"{shown} is at none of the {asked} peers asked")
+        last = sources.last_error()
+        why = f": {last}" if last is not None else ""
+        hint = None if asked else "name one with --peer HOST:PORT, --tracker URL or --origin URL"
+        return TemporaryError(f"no peer for {shown}{why}", hint=hint)
+
+    def _explained(self, error: MegalfsError) -> MegalfsError:
+        """Wrong bytes seen anywhere outrank a source that merely went away."""
+        rejected = self.counts().rejected
+        if (rejected or self._refuted) and not isinstance(error, IntegrityError):
+            error = IntegrityError(f"no source has the right bytes of {self.request.name}: {error}")
+        if rejected:
+            who = ", ".join(f"{name} ({count})" for name, count in sorted(rejected.items()))
+            error = IntegrityError(f"{error}; wrong bytes came from {who}")
+        return error
+
+    # --- helpers -------------------------------------------------------------------------------------------------
+
+    async def _ask_trackers(self) -> None:
+        while True:
+            for tracker in self.request.trackers:
+                try:
+                    self._sources.add(await self._node.announcer.ask(tracker, self.request.oid))
+                except MegalfsError as error:
+                    log.info("tracker %s: %s", tracker, error)
+            self._wake.set()
+            await asyncio.sleep(TRACKER_INTERVAL_S)
+
+    async def _sleep(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        self._wake.clear()
+
+    def _note(self, text: str) -> None:
+        log.warning("%s", text)
+        self._base.notes.append(text)
+
+    async def _close(self) -> None:
+        if self._tracker_task is not None:
+            self._tracker_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tracker_task
+        await self._sources.close()
+        if self._plain is not None:
+            self._plain.stop.set()
+        if self._partial is not None:
+            self._partial.close()
+
+
+def _add(into: dict[str, int], more: dict[str, int]) -> None:
+    for name, count in more.items():
+        into[name] = into.get(name, 0) + count
+
+
+def _is_genuine(signature: object, manifest_id: ManifestId) -> bool:
+    from megalfs.core.signing import ManifestSignature
+
+    assert isinstance(signature, ManifestSignature)
+    try:
+        signature.verify(manifest_id)
+    except PolicyError:
+        return False
+    return True

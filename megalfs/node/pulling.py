@@ -1,0 +1,290 @@
+"""All files of one command: targets resolved, trees unfolded, a few pulled at a time, the figures added up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megalfs.core.ids import Oid
+from megalfs.core.pathrules import name_fault, work_tree_fault
+from megalfs.core.tree import TREE_BYTES_MAX, Tree
+from megalfs.errors import MegalfsError, PartialError, PolicyError, UsageError
+from megalfs.node.pull import Pull, PullCounts, PullRequest
+from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.store.identity import Identity
+from megalfs.store.links import link_file
+from megalfs.store.target import check_target, make_parent
+from megalfs.store.verify import sha256_of_fd
+
+if TYPE_CHECKING:
+    from megalfs.node.api import ProgressSnapshot, PullOptions, PullSummary
+    from megalfs.node.node import Node
+
+__all__ = ["PullSet"]
+
+log = logging.getLogger(__name__)
+
+# Enough to hide the round trips of small files; one large file fills the machine alone.
+PULLS_AT_ONCE = 4
+
+
+@dataclass(slots=True)
+class _Job:
+    """One file: what is wanted and where it goes; then the running pull, then its final counts."""
+
+    wanted: Wanted
+    target: Path
+    is_pointer: bool
+    is_executable: bool = False
+    pull: Pull | None = None
+    final: PullCounts | None = None
+    error: MegalfsError | None = None
+    size: int = field(default=0)
+
+    def counts(self) -> PullCounts:
+        """As they are now."""
+        if self.final is not None:
+            return self.final
+        return self.pull.counts() if self.pull is not None else PullCounts(bytes_total=self.wanted.size)
+
+
+class PullSet:
+    """The pulls of one command on one node."""
+
+    def __init__(self, node: Node, options: PullOptions, cwd: Path) -> None:
+        self._node = node
+        self._options = options
+        self._cwd = cwd
+        self._jobs: list[_Job] = []
+        self._helpers: list[Pull] = []
+        self._notes: list[str] = []
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    async def run(self, targets: Sequence[str], names: NameSources) -> None:
+        """Pulls every target.
+
+        Raises:
+            MegalfsError: of the only file that failed; PartialError when some of several did.
+        """
+        wanted: list[Wanted] = []
+        for target in targets:
+            found = await asyncio.to_thread(
+                resolve, target, cwd=self._cwd, store=self._node.store, names=names
+            )
+            if not found:
+                self._notes.append(f"{target}: no pointer files there, nothing to do")
+            wanted += found
+        await self._plan(wanted)
+        slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        results = await asyncio.gather(*(self._run(job, slots) for job in self._jobs), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, MegalfsError):
+                raise result
+        self._raise_failures()
+
+    def _raise_failures(self) -> None:
+        failed = [job for job in self._jobs if job.error is not None]
+        if not failed:
+            return
+        first = failed[0].error
+        assert first is not None
+        if len(self._jobs) == 1:
+            raise first
+        for job in failed:
+            log.warning("%s: %s", job.target, job.error)
+        if len(failed) == len(self._jobs) and len({job.error.exit_code for job in failed if job.error}) == 1:
+            raise first
+        raise PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
+
+    async def _plan(self, wanted: Sequence[Wanted]) -> None:
+        """Makes the jobs; a tree is pulled first and unfolded."""
+        dest = self._options.dest
+        is_directory = dest is not None and (dest.is_dir() or str(dest).endswith(os.sep))
+        if dest is not None and not is_directory and len(wanted) > 1:
+            raise UsageError(
+                f"-o {str(dest)!r} is not a directory, and there are {len(wanted)} files to pull"
+            )
+        for each in wanted:
+            if each.note is not None:
+                self._notes.append(each.note)
+            target = self._target(each, dest, is_directory=is_directory)
+            if each.kind == "tree":
+                await self._unfold(each, target)
+            else:
+                self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
+
+    def _target(self, wanted: Wanted, dest: Path | None, *, is_directory: bool) -> Path:
+        if wanted.target is not None and dest is None:
+            return wanted.target
+        fault = name_fault(wanted.name)
+        if fault is not None:
+            raise PolicyError(f"the name of {wanted.oid} is refused: {fault}", hint="give one with -o")
+        if dest is None:
+            return self._cwd / wanted.name
+        where = self._cwd / dest
+        return where / wanted.name if is_directory else where
+
+    async def _unfold(self, wanted: Wanted, directory: Path) -> None:
+        """Pulls the tree blob into the root, then makes a job for each of its files."""
+        store = self._node.store
+        path = store.root.blob_path(wanted.oid)
+        if store.at(path) is None:
+            pull = Pull(self._node, self._request(wanted, path, is_pointer=True))
+            self._helpers.append(pull)
+            await pull.run()
+        tree = Tree.decode(await asyncio.to_thread(store.read_bytes, wanted.oid, bytes_max=TREE_BYTES_MAX))
+        is_work_tree = any(
+            (parent / ".git").exists() for parent in (directory.absolute(), *directory.absolute().parents)
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        for entry in tree.entries:
+            fault = work_tree_fault(entry.path) if is_work_tree else None
+            if fault is not None:
+                raise PolicyError(f"the tree {wanted.name} is refused in a git work tree: {fault}")
+            each = Wanted(
+                oid=entry.oid,
+                name=Path(entry.path).name,
+                size=entry.size,
+                key=wanted.key,
+                peers=wanted.peers,
+                trackers=wanted.trackers,
+                origins=tuple(origin for origin in wanted.origins if "{" in origin or origin.endswith("/")),
+            )
+            target = make_parent(directory, entry.path)
+            self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
+
+    async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            try:
+                if await asyncio.to_thread(self._is_here, job):
+                    return
+                job.pull = Pull(
+                    self._node, self._request(job.wanted, job.target, is_pointer=job.is_pointer, job=job)
+                )
+                await job.pull.run()
+                job.size = job.target.stat().st_size
+            except MegalfsError as error:
+                job.error = error
+            finally:
+                if job.pull is not None:
+                    job.final = job.pull.counts()
+                    job.final.phase = "done"
+                    if job.error is None:
+                        job.final.bytes_total = job.final.bytes_verified = job.size
+
+    def _request(
+        self, wanted: Wanted, target: Path, *, is_pointer: bool, job: _Job | None = None
+    ) -> PullRequest:
+        options, settings = self._options, self._node.settings
+        keys = options.keys | settings.trusted_keys | ({wanted.key} if wanted.key is not None else set())
+        return PullRequest(
+            oid=wanted.oid,
+            target=target,
+            name=wanted.name,
+            size=wanted.size,
+            manifest=wanted.manifest,
+            keys=frozenset(keys),
+            peers=tuple(dict.fromkeys((*wanted.peers, *options.peers, *settings.peers))),
+            trackers=tuple(dict.fromkeys((*wanted.trackers, *options.trackers, *settings.trackers))),
+            origins=tuple(dict.fromkeys((*wanted.origins, *options.origins, *settings.origins))),
+            may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
+            is_executable=job.is_executable if job is not None else False,
+            wait_peers_s=options.wait_peers_s,
+            is_shared=options.share,
+        )
+
+    def _is_here(self, job: _Job) -> bool:
+        """Whether the target needs no network: it is right already, or the blob lies elsewhere on this disk."""
+        store, target, oid = self._node.store, job.target, job.wanted.oid
+        at = store.at(target)
+        if at is not None and at.oid == oid:
+            return self._found_here(job, at.size)
+        may_replace = job.is_pointer or self._options.force or store.may_replace(target)
+        if not may_replace and check_target(target):
+            if job.wanted.size in {None, target.stat().st_size} and self._holds(target, oid):
+                return self._found_here(job, target.stat().st_size)
+            raise PolicyError(
+                f"{str(target)!r} exists and was never published or pulled", hint="--force replaces it"
+            )
+        blob = store.find(oid)
+        if blob is None or not blob.is_held or not blob.manifests:
+            return False
+        with store.open(oid) as opened:
+            source = opened.path
+        link_file(source, target, mode=self._options.link, to_work_tree=job.is_pointer, replace=True)
+        manifest = store.load_manifest(blob.manifests[0], oid)
+        store.adopt(target, manifest)
+        return self._found_here(job, blob.size)
+
+    def _holds(self, target: Path, oid: Oid) -> bool:
+        """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""
+        with target.open("rb") as file:
+            identity = Identity.of_fd(file.fileno())
+            digest, _ = sha256_of_fd(file.fileno())
+        if digest != oid.raw:
+            return False
+        self._node.store.adopt_bare(target, oid, identity=identity)
+        return True
+
+    @staticmethod
+    def _found_here(job: _Job, size: int) -> bool:
+        job.size = size
+        job.final = PullCounts("done", size, size, size)
+        return True
+
+    # --- figures ---------------------------------------------------------------------------------------------
+
+    def rejected(self) -> dict[str, int]:
+        """Pieces that came with wrong bytes, by source."""
+        return _sum(job.counts().rejected for job in self._jobs)
+
+    def snapshot(self) -> ProgressSnapshot:
+        """How far all files are together."""
+        from megalfs.node.api import ProgressSnapshot
+
+        counts = [job.counts() for job in self._jobs]
+        phases = [each.phase for each in counts if each.phase != "done"]
+        current = next((job for job in self._jobs if job.final is None and job.pull is not None), None)
+        name = (
+            current.wanted.name if current is not None else (self._jobs[-1].wanted.name if self._jobs else "")
+        )
+        return ProgressSnapshot(
+            name=name,
+            bytes_total=sum(each.bytes_total or 0 for each in counts),
+            bytes_verified=sum(each.bytes_verified for each in counts),
+            bytes_fetched=sum(each.bytes_fetched for each in counts),
+            bytes_reused=sum(each.bytes_reused for each in counts),
+            bytes_origin=sum(each.bytes_origin for each in counts),
+            peer_count=max((each.peer_count for each in counts), default=0),
+            phase="fetching" if "fetching" in phases else (phases[0] if phases else "finding"),
+        )
+
+    def summary(self, seconds: float) -> PullSummary:
+        """What was done, once everything is."""
+        from megalfs.node.api import PulledFile, PullSummary
+
+        counts = [job.counts() for job in self._jobs] + [helper.counts() for helper in self._helpers]
+        return PullSummary(
+            files=[PulledFile(job.wanted.oid, job.target, job.size) for job in self._jobs],
+            bytes_fetched=sum(each.bytes_fetched for each in counts),
+            bytes_reused=sum(each.bytes_reused for each in counts),
+            bytes_origin=sum(each.bytes_origin for each in counts),
+            bytes_by_peer=_sum(each.by_peer for each in counts),
+            seconds=seconds,
+            rejected=_sum(each.rejected for each in counts),
+            notes=[*self._notes, *(note for each in counts for note in each.notes)],
+        )
+
+
+def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0) + count
+    return total
