@@ -21,7 +21,7 @@ from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.pathrules import name_fault
 from megalfs.errors import UsageError
 from megalfs.formats.hostport import HostPort
-from megalfs.formats.layout import SIZE_MAX
+from megalfs.formats.limits import SIZE_MAX
 
 __all__ = ["LINK_SCHEME", "HostPort", "Kind", "Link", "parse_http_url"]
 

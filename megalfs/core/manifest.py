@@ -25,7 +25,8 @@ from megalfs.core.ids import ChunkId, ManifestId, Oid
 from megalfs.errors import IntegrityError, PolicyError, UsageError
 from megalfs.formats import columns, strict_json
 from megalfs.formats.digests import DIGEST_BYTES, Digests, SortedDigests, digests_from_bytes
-from megalfs.formats.layout import SIZE_MAX, Layout, Plain, Tensor, layout_fault
+from megalfs.formats.layout import Layout, Plain, Tensor, layout_fault
+from megalfs.formats.limits import SIZE_MAX
 from megalfs.formats.manifest_fields import (
     ChunkColumns,
     chunks_from_json,

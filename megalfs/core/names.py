@@ -16,7 +16,7 @@ from megalfs.core.pathrules import escape_for_terminal, path_fault
 from megalfs.core.signing import SigningKey, decode_signature, encode_signature, sign, verify
 from megalfs.errors import PolicyError, UsageError
 from megalfs.formats import strict_json
-from megalfs.formats.layout import SIZE_MAX
+from megalfs.formats.limits import SIZE_MAX
 from megalfs.formats.strict_json import JsonFault, JsonValue
 
 __all__ = ["NAME_RECORD_BYTES_MAX", "NameRecord", "SignedName", "check_successor", "parse_name"]

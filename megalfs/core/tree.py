@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from megalfs.core.ids import Oid
 from megalfs.core.pathrules import escape_for_terminal, path_fault, paths_fault, work_tree_fault
 from megalfs.errors import IntegrityError, PolicyError, UsageError
-from megalfs.formats.layout import SIZE_MAX
+from megalfs.formats.limits import SIZE_MAX
 
 __all__ = ["TREE_BYTES_MAX", "TREE_ENTRIES_MAX", "Tree", "TreeEntry"]
 

@@ -12,7 +12,6 @@ import struct
 from megalfs.formats.ggml_types import GGML_TYPES
 from megalfs.formats.layout import (
     HEADER_BYTES_MAX,
-    SIZE_MAX,
     TENSORS_MAX,
     Layout,
     NeedMore,
@@ -21,6 +20,7 @@ from megalfs.formats.layout import (
     Tensor,
     layout_fault,
 )
+from megalfs.formats.limits import SIZE_MAX
 
 __all__ = ["MAGIC", "read"]
 

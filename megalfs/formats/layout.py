@@ -15,6 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from megalfs.formats.limits import SIZE_MAX
+
 __all__ = [
     "HEADER_BYTES_MAX",
     "TENSORS_MAX",
@@ -33,7 +35,6 @@ TENSORS_MAX = 200_000  # same
 DIMENSIONS_MAX = 32
 TENSOR_NAME_BYTES_MAX = 1024
 REGIONS_MAX = 1 << 21  # two million regions of 256 KiB are 512 GiB; more would not fit a manifest
-SIZE_MAX = (1 << 63) - 1
 _DTYPE = re.compile(r"[A-Za-z0-9_]{1,32}\Z")
 
 

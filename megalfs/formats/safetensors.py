@@ -9,7 +9,6 @@ from __future__ import annotations
 from megalfs.formats import strict_json
 from megalfs.formats.layout import (
     HEADER_BYTES_MAX,
-    SIZE_MAX,
     TENSORS_MAX,
     Layout,
     NeedMore,
@@ -18,6 +17,7 @@ from megalfs.formats.layout import (
     Tensor,
     layout_fault,
 )
+from megalfs.formats.limits import SIZE_MAX
 from megalfs.formats.strict_json import JsonFault, JsonValue
 
 __all__ = ["is_safetensors", "read"]

@@ -20,6 +20,7 @@ JsonValue: TypeAlias = "bool | int | str | list[JsonValue] | dict[str, JsonValue
 DEPTH_MAX = 8  # our own formats need 4, safetensors 3
 INTEGER_DIGITS_MAX = 20  # 2**64 has 20
 
+_HUGE = re.compile(rb"[0-9]{%d}" % (INTEGER_DIGITS_MAX + 1))
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _STEP = np.zeros(256, np.int8)
 _STEP[[ord("{"), ord("[")]] = 1
@@ -36,13 +37,15 @@ def parse(text: bytes) -> JsonValue:
     Raises:
         JsonFault: not UTF-8, not JSON, nested deeper than 8, a duplicate key, a float, a huge integer.
     """
-    if _depth(text) > DEPTH_MAX:
+    bare = _STRING.sub(b"", text)
+    if _depth(bare) > DEPTH_MAX:
         raise JsonFault("json-too-deep")
+    if _HUGE.search(bare):  # also: int() is quadratic, and its own limit is a setting
+        raise JsonFault("integer-too-long")
     try:
         value: JsonValue = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_int=_integer,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
@@ -77,9 +80,10 @@ def parse_canonical(text: bytes) -> JsonValue:
     return value
 
 
-def _depth(text: bytes) -> int:
-    steps = _STEP[np.frombuffer(_STRING.sub(b"", text), np.uint8)]
-    return int(np.cumsum(steps, dtype=np.int64).max(initial=0))
+def _depth(bare: bytes) -> int:
+    """Deepest nesting of JSON whose strings were taken out."""
+    steps = _STEP[np.frombuffer(bare, np.uint8)]
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -87,12 +91,6 @@ def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(fields) != len(pairs):
         raise JsonFault("duplicate-key")
     return fields
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > INTEGER_DIGITS_MAX:
-        raise JsonFault("integer-too-long")
-    return int(digits)
 
 
 def _refuse_number(_digits: str) -> NoReturn:
