@@ -1,7 +1,7 @@
 """Encodings that must never change: vectors/formats_v1.json was written once, by the first release.
 
-A difference here means that published ids, signatures and links would no longer mean what they meant: make a new
-version of the format instead of new vectors.
+A difference here means that published ids, signatures and links would no longer mean what they meant: make a
+new version of the format instead of new vectors.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def stream(size: int) -> bytes:
 
 
 def tensors(count: int, length: int) -> bytes:
+    shape = f"[2,1,{length // 2}]"
     entries = [
-        f'"t{i}":{{"dtype":"U8","shape":[2,1,{length // 2}],"data_offsets":[{i * length},{(i + 1) * length}]}}'
+        f'"t{i}":{{"dtype":"U8","shape":{shape},"data_offsets":[{i * length},{(i + 1) * length}]}}'
         for i in range(count)
     ]
     header = ("{" + ",".join(entries) + "}").encode()
