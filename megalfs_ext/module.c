@@ -106,8 +106,11 @@ static slice *slices_from_ends(const Py_buffer *buffer, const Py_buffer *ends, s
 /* Chunks by their lengths, u32 or u64, which must fill the buffer exactly: no byte may go unverified.  */
 static slice *slices_from_lengths(const Py_buffer *buffer, const Py_buffer *lengths, size_t count)
 {
-    size_t width = (size_t)lengths->len == 4 * count ? 4 : 8;
-    if ((size_t)lengths->len != width * count || (lengths->itemsize != 1 && (size_t)lengths->itemsize != width)) {
+    size_t width = (size_t)lengths->itemsize;
+    if (width == 1) {
+        width = (size_t)lengths->len == 4 * count ? 4 : 8;
+    }
+    if ((width != 4 && width != 8) || (size_t)lengths->len != width * count) {
         PyErr_SetString(PyExc_ValueError, "lengths must be one uint32 or uint64 for each 32-byte id");
         return NULL;
     }

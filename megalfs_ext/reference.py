@@ -146,8 +146,10 @@ def verify_chunks(buffer: ReadableBuffer, lengths: ReadableBuffer, ids: Readable
     if len(id_view) % 32:
         raise ValueError(f"ids must be 32 bytes each, not {len(id_view)} in all")
     count = len(id_view) // 32
-    width = 4 if len(raw) == 4 * count else 8
-    if len(raw) != width * count or lengths_view.itemsize not in (1, width):
+    width = lengths_view.itemsize
+    if width == 1:
+        width = 4 if len(raw) == 4 * count else 8
+    if width not in (4, 8) or len(raw) != width * count:
         raise ValueError("lengths must be one uint32 or uint64 for each 32-byte id")
     sizes = [int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width)]
     size = memoryview(buffer).nbytes

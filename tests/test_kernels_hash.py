@@ -1,0 +1,387 @@
+"""SHA-256 and BLAKE3: every kernel against hashlib, PyPI blake3 and a compression function written here.
+
+Chaining states are what a file's proof rests on, so they are checked against FIPS 180-4 spelled out in this
+file, which shares nothing with the kernels or with reference.py.
+"""
+
+import hashlib
+import math
+import random
+import struct
+
+import numpy as np
+import pytest
+from blake3 import blake3
+
+import megalfs_ext
+from megalfs_ext import INITIAL_STATE, SEGMENT_BYTES, ChainHasher
+
+SHA256 = megalfs_ext.kernels("sha256")
+BLAKE3 = megalfs_ext.kernels("blake3")
+SHA256_COMPILED = [name for name in SHA256 if name != "reference"]
+BLAKE3_COMPILED = [name for name in BLAKE3 if name != "reference"]
+# One segment takes the reference some seconds, so it is asked about as few as a test can do with.
+RANDOM = np.random.default_rng(1).bytes(5 * SEGMENT_BYTES + 12345)
+SIZES = sorted(
+    {
+        max(limit + d, 0)
+        for limit in (
+            64,
+            128,
+            1024,
+            2048,
+            3072,
+            4096,
+            8192,
+            15 * 1024,
+            16384,
+            17 * 1024,
+            31 * 1024,
+            32768,
+            65536,
+        )
+        for d in (-1, 0, 1)
+    }
+    | {262_143, 262_144, 262_145, SEGMENT_BYTES - 1, SEGMENT_BYTES, SEGMENT_BYTES + 1}
+)
+
+
+def le64(values) -> bytes:
+    return b"".join(int(value).to_bytes(8, "little") for value in values)
+
+
+def split(buffer, ends):
+    return [buffer[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def random_ends(rng: random.Random, size: int, count: int) -> list[int]:
+    return [*sorted(rng.randrange(size + 1) for _ in range(count)), size]
+
+
+PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, math.isqrt(n) + 1))]
+# 53 bits of a root below 7 leave 50 for its fraction, of which 32 are used.
+CUBE_ROOTS = [int(math.cbrt(prime) % 1 * 2**32) for prime in PRIMES]
+
+
+def fips_180_4_compress(state: bytes, block: bytes) -> bytes:
+    """One block of SHA-256, from the standard's text: section 6.2.2, functions 4.1.2, constants 4.2.2."""
+
+    def rotr(x, n):
+        return (x >> n) | (x << (32 - n)) & 0xFFFFFFFF
+
+    w = list(struct.unpack(">16I", block))
+    for t in range(16, 64):
+        sigma0 = rotr(w[t - 15], 7) ^ rotr(w[t - 15], 18) ^ (w[t - 15] >> 3)
+        sigma1 = rotr(w[t - 2], 17) ^ rotr(w[t - 2], 19) ^ (w[t - 2] >> 10)
+        w.append((sigma1 + w[t - 7] + sigma0 + w[t - 16]) % 2**32)
+    a, b, c, d, e, f, g, h = before = struct.unpack(">8I", state)
+    for t in range(64):
+        t1 = h + (rotr(e, 6) ^ rotr(e, 11) ^ rotr(e, 25)) + ((e & f) ^ (~e & g)) + CUBE_ROOTS[t] + w[t]
+        t2 = (rotr(a, 2) ^ rotr(a, 13) ^ rotr(a, 22)) + ((a & b) ^ (a & c) ^ (b & c))
+        a, b, c, d, e, f, g, h = (t1 + t2) % 2**32, a, b, c, (d + t1) % 2**32, e, f, g
+    after = (a, b, c, d, e, f, g, h)
+    return struct.pack(">8I", *((x + y) % 2**32 for x, y in zip(before, after, strict=True)))
+
+
+def chain(buffer: bytes, kernel: str) -> bytes:
+    """All states of a file that has `buffer`, the initial one first."""
+    hasher = ChainHasher(kernel=kernel)
+    hasher.update(buffer, le64([len(buffer)]))
+    return INITIAL_STATE + hasher.states()
+
+
+# ---- SHA-256 ----
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_sha256_of_every_length(kernel):
+    for size in (*range(301), *SIZES):
+        assert megalfs_ext.sha256(RANDOM[:size], kernel=kernel) == hashlib.sha256(RANDOM[:size]).digest(), (
+            size
+        )
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_sha256_many_equals_hashlib(kernel):
+    rng = random.Random(1)
+    layouts = [[], [0], [0, 0, 0], [1], [64], [64, 128], [55, 111, 168, 240], list(range(301))]
+    layouts += [random_ends(rng, 300_000, count) for count in (1, 2, 3, 50)]
+    layouts += [[5, 5, 2_000_000, 2_000_001], [2_000_000, 2_000_001, 2_000_001]]
+    for ends in layouts:
+        expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(RANDOM, ends)) if ends else b""
+        assert megalfs_ext.sha256_many(RANDOM, le64(ends), kernel=kernel) == expected, ends
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+def test_two_lanes_of_all_pairs_of_block_counts(kernel):
+    for first in range(0, 260, 13):
+        for second in range(0, 260, 7):
+            ends = [first, first + second]
+            expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(RANDOM, ends))
+            assert megalfs_ext.sha256_many(RANDOM, le64(ends), kernel=kernel) == expected, ends
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_chain_hasher_equals_hashlib_over_random_chunks(kernel):
+    """The same bytes under any chunking and any calls give the chunks' and the file's own SHA-256."""
+    rng = random.Random(2)
+    for _ in range(30 if kernel != "reference" else 3):
+        size = rng.randrange(40_000)
+        hasher, at = ChainHasher(kernel=kernel), 0
+        while at < size:
+            taken = min(rng.choice((1, 3, 63, 64, 65, 127, 1000, 9000)), size - at)
+            buffer = memoryview(RANDOM)[at : at + taken]
+            ends = random_ends(rng, taken, rng.randrange(4))
+            expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(buffer, ends))
+            assert hasher.update(buffer, np.array(ends, dtype=np.uint64)) == expected
+            at += taken
+        assert hasher.digest() == hashlib.sha256(RANDOM[:size]).digest()
+        assert hasher.states() == b""
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_chain_hasher_of_nothing(kernel):
+    hasher = ChainHasher(kernel=kernel)
+    assert hasher.update(b"", b"") == b""
+    assert hasher.update(b"", le64([0])) == hashlib.sha256(b"").digest()
+    assert hasher.digest() == hashlib.sha256(b"").digest()
+    assert hasher.states() == b""
+
+
+@pytest.fixture(scope="module")
+def standard_state() -> bytes:
+    """The state after the first segment of RANDOM."""
+    state = INITIAL_STATE
+    for at in range(0, SEGMENT_BYTES, 64):
+        state = fips_180_4_compress(state, RANDOM[at : at + 64])
+    return state
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_states_are_those_of_the_standard(kernel, standard_state):
+    assert chain(RANDOM[: SEGMENT_BYTES + 1], kernel)[32:] == standard_state
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+def test_states_do_not_depend_on_the_calls(kernel):
+    rng = random.Random(3)
+    expected = chain(RANDOM, kernel)
+    for _ in range(5):
+        hasher, at = ChainHasher(kernel=kernel), 0
+        while at < len(RANDOM):
+            taken = min(rng.choice((1, 63, 100_000, SEGMENT_BYTES, 3_000_000)), len(RANDOM) - at)
+            hasher.update(memoryview(RANDOM)[at : at + taken], le64(random_ends(rng, taken, 3)))
+            at += taken
+            count = -(-at // SEGMENT_BYTES) - 1
+            assert hasher.states() == expected[32 : 32 + 32 * count], at
+        assert INITIAL_STATE + hasher.states() == expected
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_state_at_the_very_end_is_not_recorded(kernel, extra):
+    hasher = ChainHasher(kernel=kernel)
+    hasher.update(RANDOM[: SEGMENT_BYTES + extra], le64([SEGMENT_BYTES + extra]))
+    assert len(hasher.states()) == (32 if extra > 0 else 0)
+    hasher.update(b"x", le64([1]))
+    assert len(hasher.states()) == (32 if extra >= 0 else 0)
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_segments_hold_and_tampered_ones_are_named(kernel, count):
+    states = chain(RANDOM, kernel)[: 32 * (count + 1)]
+    buffer = bytearray(RANDOM[: count * SEGMENT_BYTES])
+    assert megalfs_ext.verify_segments(buffer, states, kernel=kernel) == []
+    for k in range(count):
+        for place in (k * SEGMENT_BYTES, (k + 1) * SEGMENT_BYTES - 1):
+            buffer[place] ^= 0x80
+            assert megalfs_ext.verify_segments(buffer, states, kernel=kernel) == [k]
+            buffer[place] ^= 0x80
+    for k in range(count + 1):
+        wrong = bytearray(states)
+        wrong[32 * k + 31] ^= 1
+        expected = [link for link in (k - 1, k) if 0 <= link < count]
+        assert megalfs_ext.verify_segments(buffer, wrong, kernel=kernel) == expected
+
+
+def test_reference_names_tampered_segments_too():
+    states = chain(RANDOM, SHA256.default)[:96]
+    buffer = RANDOM[:SEGMENT_BYTES] + bytes(SEGMENT_BYTES)
+    assert megalfs_ext.verify_segments(buffer, states, kernel="reference") == [1]
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+def test_last_link_gives_the_digest(kernel):
+    for size in (
+        0,
+        1,
+        55,
+        56,
+        64,
+        SEGMENT_BYTES - 1,
+        SEGMENT_BYTES,
+        SEGMENT_BYTES + 1,
+        3 * SEGMENT_BYTES,
+        len(RANDOM),
+    ):
+        states = chain(RANDOM[:size], kernel)
+        count = len(states) // 32 - 1
+        tail = RANDOM[count * SEGMENT_BYTES : size]
+        digest = megalfs_ext.finish_segment(states[-32:], tail, size, kernel=kernel)
+        assert digest == hashlib.sha256(RANDOM[:size]).digest(), size
+
+
+def test_reference_last_link_gives_the_digest():
+    for size in (0, 1, 55, 56, 119, 120, 1000):
+        digest = megalfs_ext.finish_segment(INITIAL_STATE, RANDOM[:size], size, kernel="reference")
+        assert digest == hashlib.sha256(RANDOM[:size]).digest(), size
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_links_with_wrong_sizes_are_refused(kernel):
+    for tail_size, total in (
+        (1, 0),
+        (2, 1),
+        (1, SEGMENT_BYTES),
+        (SEGMENT_BYTES + 1, SEGMENT_BYTES + 1),
+        (0, -1),
+    ):
+        with pytest.raises(ValueError, match="cannot end"):
+            megalfs_ext.finish_segment(INITIAL_STATE, bytes(tail_size), total, kernel=kernel)
+    for state in (b"", INITIAL_STATE[:-1], INITIAL_STATE + b"\0"):
+        with pytest.raises(ValueError, match="32 bytes"):
+            megalfs_ext.finish_segment(state, b"", 0, kernel=kernel)
+    for size in (1, SEGMENT_BYTES - 1, SEGMENT_BYTES + 1):
+        with pytest.raises(ValueError, match="whole segments"):
+            megalfs_ext.verify_segments(bytes(size), INITIAL_STATE * 2, kernel=kernel)
+    for states in (b"", INITIAL_STATE, INITIAL_STATE * 2 + b"\0", INITIAL_STATE * 3):
+        with pytest.raises(ValueError, match="states must be 64 bytes"):
+            megalfs_ext.verify_segments(bytes(SEGMENT_BYTES), states, kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_chunks_that_do_not_fill_the_buffer_are_refused_by_the_chain(kernel):
+    hasher = ChainHasher(kernel=kernel)
+    for ends in ([], [99], [50, 99], [101], [60, 40, 100]):
+        with pytest.raises(ValueError, match="end"):
+            hasher.update(bytes(100), le64(ends))
+    assert hasher.digest() == hashlib.sha256(b"").digest()
+
+
+# ---- BLAKE3 ----
+
+
+@pytest.mark.parametrize("kernel", BLAKE3)
+def test_blake3_of_every_boundary(kernel):
+    rng = random.Random(4)
+    for size in (*range(200), *SIZES, *(rng.randrange(5000) for _ in range(300))):
+        assert (
+            megalfs_ext.blake3_many(RANDOM, le64([size]), kernel=kernel) == blake3(RANDOM[:size]).digest()
+        ), size
+
+
+@pytest.mark.parametrize("kernel", BLAKE3_COMPILED)
+def test_blake3_of_every_number_of_leaves(kernel):
+    """1 to 70 leaves pass every shape of tree and every count of used lanes."""
+    for leaves in range(1, 71):
+        for size in (1024 * leaves, 1024 * leaves - 500):
+            digest = megalfs_ext.blake3_many(RANDOM, le64([size]), kernel=kernel)
+            assert digest == blake3(RANDOM[:size]).digest(), size
+
+
+@pytest.mark.parametrize("kernel", BLAKE3)
+def test_blake3_many_chunks_share_lanes_and_groups(kernel):
+    rng = random.Random(6)
+    layouts = [[], [0], [0, 0], [1024, 2048, 3072], [1023, 2048, 3073]]
+    layouts += [
+        random_ends(rng, size, count) for size in (10_000, 300_000, len(RANDOM)) for count in (1, 7, 300)
+    ]
+    layouts += [list(range(0, 200_000, 700)), list(range(1024, 5_000_000, 1024 * 41))]
+    for ends in layouts:
+        expected = b"".join(blake3(chunk).digest() for chunk in split(RANDOM, ends)) if ends else b""
+        assert megalfs_ext.blake3_many(RANDOM, le64(ends), kernel=kernel) == expected, ends[:5]
+
+
+@pytest.mark.parametrize("kernel", BLAKE3_COMPILED)
+def test_blake3_larger_than_a_group(kernel):
+    """4 MiB are one group of whole subtrees; past it, subtrees are joined."""
+    group = 4 << 20
+    buffer = RANDOM * 2
+    for size in (
+        group - 1,
+        group,
+        group + 1,
+        group + 1024,
+        group + 1025,
+        2 * group,
+        2 * group + 1,
+        len(buffer),
+    ):
+        ends = [3000, 3000 + size] if 3000 + size <= len(buffer) else [size]
+        expected = b"".join(blake3(chunk).digest() for chunk in split(buffer, ends))
+        assert megalfs_ext.blake3_many(buffer, le64(ends), kernel=kernel) == expected, size
+
+
+def ids_of(buffer, lengths) -> bytes:
+    ends = np.cumsum(lengths).tolist()
+    return b"".join(blake3(chunk).digest() for chunk in split(buffer, ends)) if ends else b""
+
+
+@pytest.mark.parametrize("kernel", BLAKE3)
+@pytest.mark.parametrize("dtype", ["<u4", "<u8"])
+def test_chunks_hold_and_tampered_ones_are_named(kernel, dtype):
+    for lengths in ([], [0], [1], [1024], [5000, 1, 0, 262_144, 1023], [100_000] * 9):
+        buffer = bytearray(RANDOM[: sum(lengths)])
+        ids = ids_of(RANDOM, lengths)
+        column = np.array(lengths, dtype=dtype)
+        assert megalfs_ext.verify_chunks(buffer, column, ids, kernel=kernel) == []
+        assert megalfs_ext.verify_chunks(buffer, column.tobytes(), ids, kernel=kernel) == []
+        for i, length in enumerate(lengths):
+            if length:
+                place = sum(lengths[: i + 1]) - 1
+                buffer[place] ^= 1
+                assert megalfs_ext.verify_chunks(buffer, column, ids, kernel=kernel) == [i]
+                buffer[place] ^= 1
+        wrong = bytes(32) * len(lengths)
+        assert megalfs_ext.verify_chunks(buffer, column, wrong, kernel=kernel) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("kernel", BLAKE3)
+def test_lengths_that_do_not_fit_are_refused(kernel):
+    big = 2**64 - 1
+    for lengths, count in (
+        ([99], 1),
+        ([101], 1),
+        ([50, 51], 2),
+        ([big, 101], 2),
+        ([big], 1),
+        ([100, 0], 1),
+    ):
+        with pytest.raises(ValueError, match="length"):
+            megalfs_ext.verify_chunks(bytes(100), le64(lengths), bytes(32 * count), kernel=kernel)
+    with pytest.raises(ValueError, match="ids"):
+        megalfs_ext.verify_chunks(bytes(100), le64([100]), bytes(33), kernel=kernel)
+    with pytest.raises(ValueError, match="lengths"):
+        megalfs_ext.verify_chunks(bytes(100), np.array([50, 50], np.uint16), bytes(64), kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    ("call", "kernels"), [(megalfs_ext.blake3_many, BLAKE3), (megalfs_ext.sha256_many, SHA256)]
+)
+def test_ends_that_do_not_fit_are_refused(call, kernels):
+    for kernel in kernels:
+        for ends in (le64([101]), le64([50, 40]), le64([2**64 - 1]), le64([2**63]), bytes(7), bytes(9)):
+            with pytest.raises(ValueError, match="end"):
+                call(bytes(100), ends, kernel=kernel)
+        with pytest.raises(ValueError, match="uint64"):
+            call(bytes(100), np.array([50, 0, 100, 0], np.uint32), kernel=kernel)
+
+
+def test_any_contiguous_buffer_is_taken():
+    raw = RANDOM[:5000]
+    expected = blake3(raw).digest()
+    for buffer in (raw, bytearray(raw), memoryview(raw), np.frombuffer(raw, np.uint8).reshape(50, 100)):
+        assert megalfs_ext.blake3_many(buffer, le64([5000])) == expected
+        assert megalfs_ext.sha256(buffer) == hashlib.sha256(raw).digest()
+        assert megalfs_ext.ChainHasher().update(buffer, le64([5000])) == hashlib.sha256(raw).digest()
