@@ -134,7 +134,7 @@ class SwarmDriver:
             manifest = self.manifest
             session.send(Join(manifest.id, manifest.oid, manifest.piece_count, self.swarm.is_complete))
 
-    def joined(self, session: Session, join: Join) -> None:
+    def joined(self, session: Session) -> None:
         """The other side takes part: from here on the core knows it."""
         self.join(session)
         peer = PeerId(session.id)
@@ -365,12 +365,12 @@ class SwarmDriver:
             return
         offset, size = self.manifest.run_extent(first, count)
 
-        def served(is_sent: bool) -> None:  # noqa: FBT001 - called with one positional by the lane
+        def served(is_sent: bool) -> None:
             self._post(self._served, peer, first, count, size, is_sent)
 
         session.upload(Upload(self.manifest.id, first, count, offset, size, self._source, served))
 
-    def _served(self, peer: PeerId, first: int, count: int, size: int, is_sent: bool) -> None:  # noqa: FBT001
+    def _served(self, peer: PeerId, first: int, count: int, size: int, is_sent: bool) -> None:
         if self._is_closed:
             return
         if is_sent:

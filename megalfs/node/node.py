@@ -262,10 +262,11 @@ class Node:
         entries = [
             self._offer(self.store.load_manifest(manifest_id, oid), is_complete=True) for manifest_id in held
         ]
-        for driver in self.drivers_of(oid):
-            if driver.manifest.id not in held:
-                entries.append(self._offer(driver.manifest, is_complete=driver.swarm.is_complete))
-        return entries
+        return entries + [
+            self._offer(driver.manifest, is_complete=driver.swarm.is_complete)
+            for driver in self.drivers_of(oid)
+            if driver.manifest.id not in held
+        ]
 
     def _offer(self, manifest: Manifest, *, is_complete: bool) -> dict[str, object]:
         return {

@@ -59,7 +59,7 @@ NONCE_BYTES = 32
 class SwarmEnd(Protocol):
     """What the hub needs of a swarm's driver."""
 
-    def joined(self, session: Session, join: Join) -> None: ...
+    def joined(self, session: Session) -> None: ...
     def left(self, session: Session) -> None: ...
     def received(self, session: Session, message: SwarmMessage) -> None: ...
     def sink(self) -> Sink | None: ...
@@ -419,7 +419,7 @@ class PeerHub:
                     session.send(Leave(message.manifest))
                 else:
                     session.joined.add(message.manifest)
-                    swarm.joined(session, message)
+                    swarm.joined(session)
             case Leave():
                 session.joined.discard(message.manifest)
                 if (swarm := self._find_swarm(message.manifest)) is not None:

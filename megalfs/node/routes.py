@@ -207,7 +207,7 @@ class Routes:
         loop = asyncio.get_running_loop()
         is_tls = transport.get_extra_info("sslcontext") is not None
         offset = start
-        with open(os.dup(holding.source.fileno()), "rb") as file:
+        with os.fdopen(os.dup(holding.source.fileno()), "rb") as file:
             while offset < stop:
                 size = min(TLS_BLOCK_BYTES if is_tls else SEND_BLOCK_BYTES, stop - offset)
                 await asyncio.sleep(self._node.limit_up.debt_s(size))
