@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from megalfs.core.names import SignedName
     from megalfs.core.signing import ManifestSignature
     from megalfs.store.chunks import ChunkColumns, DigestKind
+    from megalfs.store.gc import GcReport
     from megalfs.store.root import Root
 
 __all__ = ["Blob", "ChunkPlace", "Place", "Store"]
@@ -219,6 +220,11 @@ class Store:
                 if path is None or place.path == path:
                     self.index.put_place(oid, Place(place.path, place.identity, is_suspect=True))
 
+    def drop_place(self, oid: Oid, path: Path) -> None:
+        """Forgets that a file holds a blob."""
+        with self._changing(oid):
+            self.index.drop_place(path)
+
     def recheck(self, oid: Oid, *, progress: Callable[[int], None] | None = None) -> bool:
         """Hashes the suspect files of a blob; those that still hold it are offered again, others forgotten.
 
@@ -297,6 +303,18 @@ class Store:
                 freed += owned.stat().st_blocks * 512
                 owned.unlink()
         return freed
+
+    def gc(self, *, is_dry: bool = False, partial_age_s: float | None = None) -> GcReport:
+        """Removes records of gone files, orphaned manifests and stale partials; never users' files."""
+        from megalfs.store.gc import PARTIAL_AGE_S, collect
+
+        return collect(
+            self, is_dry=is_dry, partial_age_s=PARTIAL_AGE_S if partial_age_s is None else partial_age_s
+        )
+
+    def orphans(self) -> list[Oid]:
+        """Blobs that have sidecars here, but no place record of any host of this root."""
+        return [oid for oid in self.sidecars.oids() if not self._is_used_by_other_host(oid)]
 
     def _is_used_by_other_host(self, oid: Oid) -> bool:
         """Manifests and small blobs are shared by the hosts of one root; place records say who uses them."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from megalfs.core.manifest import Manifest
     from megalfs.store.root import Root
 
-__all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target"]
+__all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target", "is_own_file"]
 
 PART_SUFFIX = ".megalfs-part"
 STATE_SUFFIX = ".megalfs-state"
@@ -352,6 +352,11 @@ class Partial:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def is_own_file(name: str) -> bool:
+    """Whether a file name is one of ours beside a target: a partial, its sidecar, a link being made."""
+    return name.startswith(".") and name.endswith((PART_SUFFIX, STATE_SUFFIX, ".megalfs-link"))
 
 
 def _names(target: Path, oid: Oid) -> tuple[str, str]:

@@ -79,6 +79,17 @@ class Sidecars:
                 if _HEX.match(path.stem) and path.suffix in ("", ".refuted"):
                     yield Oid.parse(directory.name), ManifestId.parse(path.stem), path.suffix == ".refuted"
 
+    def oids(self) -> list[Oid]:
+        """Every blob that has a manifest here, or lies among the small blobs."""
+        paths = [*_hex_entries(self._root.manifests), *_hex_entries(self._root.blobs)]
+        return [Oid.parse(name) for name in sorted({path.name for path in paths})]
+
+    def files_of(self, oid: Oid) -> list[Path]:
+        """The files that are ours: manifests, signatures, marks, and the small blob itself."""
+        with suppress(OSError):
+            return [*(self._root.manifests / str(oid)).iterdir(), self._root.blob_path(oid)]
+        return [self._root.blob_path(oid)]
+
     def forget_manifests(self, oid: Oid) -> int:
         """Removes all manifests of a blob; returns the bytes freed."""
         directory, freed = self._root.manifests / str(oid), 0
