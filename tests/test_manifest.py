@@ -194,6 +194,13 @@ def test_the_first_of_equal_chunks_is_found() -> None:
     assert empty.index_of_sha256(Oid(bytes(32))) is None
 
 
+def test_the_first_of_very_many_equal_chunks_is_found() -> None:
+    ids = np.zeros((5000, 32), np.uint8)
+    ids[:, 0] = np.arange(5000) % 3
+    made = made_up([1] * 5000, blake3=ids)
+    assert made.indices_of_blake3(ids).tolist() == [i % 3 for i in range(5000)]
+
+
 FAULTS: dict[str, Callable[[], Manifest]] = {
     "sum": lambda: made_up([5, 5], size=11),
     "huge size": lambda: made_up([5], size=1 << 63),
