@@ -86,11 +86,11 @@ def add_commands(commands: Commands) -> None:
 def _pull(context: Context) -> int:
     if context.args.dry_run:
         return _dry_run(context)
+    settings = context.settings()
     from megalfs.cli.progress import Progress
     from megalfs.cli.running import run_until_signal
     from megalfs.node.api import run_pull
 
-    settings = context.settings()
     with context.store(create=True) as store, Progress(context.ui, "pull") as progress:
 
         async def work(stop: asyncio.Event) -> PullSummary:

@@ -62,11 +62,11 @@ def _tracker(context: Context) -> int:
 
 
 def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
+    settings = context.settings()
     from megalfs.cli.running import run_until_signal
     from megalfs.formats.hostport import HostPort
     from megalfs.node.api import run_node
 
-    settings = context.settings()
     listen = context.args.listen or settings.listen or HostPort("0.0.0.0", DEFAULT_PORT)  # noqa: S104 - DESIGN 6
     with context.store(create=True) as store:
 
