@@ -21,6 +21,7 @@ from megalfs.node.node import Node
 from megalfs.node.publishing import link_of, publish_path
 from megalfs.node.pulling import PullSet
 from megalfs.node.resolve import NameSources
+from megalfs.node.service import ServiceFactory
 
 if TYPE_CHECKING:
     from megalfs.config import Settings
@@ -202,6 +203,7 @@ async def run_node(
     on_ready: Callable[[NodeInfo], None],
     stop: asyncio.Event,
     tracker_only: bool = False,
+    services: Sequence[ServiceFactory] = (),
 ) -> None:
     """Serves what is published, and `paths` once they are, until `stop` is set; then drains.
 
@@ -209,7 +211,7 @@ async def run_node(
         BusyError: the port is taken, or another node runs on this root.
     """
     identity = _identity(store, create=True)
-    node = Node(store, settings, identity)
+    node = Node(store, settings, identity, services=services)
     await node.start(listen)
     try:
         if not tracker_only:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -39,6 +39,7 @@ from megalfs.node.http_guard import Guard, make_token
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.peers import HubOptions, PeerHub
 from megalfs.node.routes import make_app
+from megalfs.node.service import ServiceFactory
 from megalfs.node.serving import PieceSource
 from megalfs.store.blobs import Store
 
@@ -81,6 +82,7 @@ class Node:
         identity: LocalIdentity,
         *,
         proxies: Mapping[str, str] | None = None,
+        services: Sequence[ServiceFactory] = (),
         rng: Random | None = None,
     ) -> None:
         self.store = store
@@ -117,6 +119,7 @@ class Node:
             is_allowed=self.guard.is_allowed_key,
         )
         self.announcer = Announcer(self)
+        self.services = [make(self) for make in services]
         self.peer_listeners: dict[ManifestId, Callable[[list[HostPort]], None]] = {}
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -138,6 +141,8 @@ class Node:
         )
         await self._runner.setup()
         await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+        for service in self.services:
+            await service.start()
         self._tasks.append(asyncio.create_task(self._close_idle_swarms()))
         self._tasks.append(asyncio.create_task(self.announcer.run()))
 
@@ -150,6 +155,8 @@ class Node:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        for service in reversed(self.services):
+            await service.close()
         await self.announcer.leave()
         for manifest_id in list(self._active):
             self.remove_swarm(manifest_id)

@@ -70,6 +70,8 @@ def resolve(target: str, *, cwd: Path, store: Store, names: NameSources) -> list
         NotFoundError, TemporaryError: nobody knows the name; nobody could be asked.
         PolicyError: a name that no accepted key signed, or that expired.
     """
+    if not target:
+        raise UsageError("an empty TARGET")
     if target.lower().startswith(LINK_SCHEME):
         return [_from_link(Link.parse(target))]
     path = cwd / target

@@ -80,6 +80,8 @@ def make_app(node: Node) -> web.Application:
             web.get(UPGRADE_PATH, routes.peer),
         ]
     )
+    for service in node.services:
+        app.add_routes(service.routes())
     return app
 
 
