@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import BusyError, MegalfsError, SpaceError, StoreError
-from megalfs.store.files import nonce
+from megalfs.store.files import map_os_errors, nonce
 from megalfs.store.identity import Identity
 
 if TYPE_CHECKING:
@@ -292,9 +292,10 @@ class Index:
             ino = 0
         if self._connection is None or ino != self._ino:
             self.close()
-            if not ino:
-                self._build(replaces=None)
-            self._open()
+            with map_os_errors(f"cannot use the index {str(self._root.index)!r}"):
+                if not ino:
+                    self._build(replaces=None)
+                self._open()
         assert self._connection is not None
         return self._connection
 
@@ -328,7 +329,8 @@ class Index:
             assert self._depth == 0
             before = self._generation()
             self.close()
-            self._build(replaces=before)
+            with map_os_errors(f"cannot rebuild the index {str(self._root.index)!r}"):
+                self._build(replaces=before)
 
     def _build(self, *, replaces: str | None) -> None:
         """Under a lock of the local directory, unless somebody else was faster."""
