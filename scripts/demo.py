@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -150,8 +151,14 @@ class Node:
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """Starts a command of this root."""
         command = [sys.executable, "-m", "megalfs", "--root", str(self.directory / "root"), *argv]
+        environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
         return subprocess.Popen(
-            command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=self.directory,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def run_json(self, *argv: str) -> list[dict[str, Any]]:
@@ -193,7 +200,8 @@ def nodes(directory: Path) -> Iterator[dict[str, Node]]:
         yield made
     finally:
         codes = [node.stop() for node in made.values() if node.server is not None]
-        say("stop", f"{len(codes)} nodes asked to end by pid: exit codes {', '.join(map(str, codes))}")
+        if codes:
+            say("stop", f"{len(codes)} nodes asked to end by pid: exit codes {', '.join(map(str, codes))}")
 
 
 def from_peers(*peers: Node) -> list[str]:
