@@ -45,6 +45,7 @@ SEGMENT_BYTES: Final = 1 << 20  # distance between recorded SHA-256 states (DESI
 # SHA-256's initial value as eight big-endian words (FIPS 180-4, 5.3.3).
 INITIAL_STATE: Final = bytes.fromhex("6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19")
 
+_SHA256_BYTES_END = 1 << 61  # the length in bits must fit 64 bits (FIPS 180-4, section 1)
 _REFERENCE = "reference"
 _COMPILED_NAMES = {
     "cdc": ("portable", "strips", "vbmi"),
@@ -223,7 +224,8 @@ def finish_segment(
         ValueError: sizes that do not fit together.
     """
     size = memoryview(tail).nbytes
-    if size > SEGMENT_BYTES or total_size < size or (total_size - size) % SEGMENT_BYTES:
+    is_whole = size <= total_size < _SHA256_BYTES_END and (total_size - size) % SEGMENT_BYTES == 0
+    if size > SEGMENT_BYTES or not is_whole:
         raise ValueError(f"a tail of {size} bytes cannot end {total_size} bytes at a segment")
     return _finish(state, tail, total_size, kernel)
 

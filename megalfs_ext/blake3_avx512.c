@@ -1,4 +1,6 @@
-/* BLAKE3 with AVX-512: sixteen leaves or parents at a time, all 16 words and 16 message words in registers.  */
+/* BLAKE3 with AVX-512: sixteen leaves or parents at a time.
+ *
+ * The 16 words of the state and the 16 of the message just fill the 32 registers.  */
 #include "kernels.h"
 
 #if MEGALFS_X86
@@ -29,7 +31,7 @@ bool blake3_avx512_can_run(void)
 #define ROR8(x) _mm512_ror_epi32(x, 8)
 #define ROR7(x) _mm512_ror_epi32(x, 7)
 
-/* In each 128 bits: four vectors of four words of one input become four of one word of four inputs, or back.  */
+/* In each 128 bits: four vectors of four words of one input become four of one word of each, or back.  */
 TARGET static inline void transpose_four(__m512i x[4])
 {
     __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
@@ -42,8 +44,8 @@ TARGET static inline void transpose_four(__m512i x[4])
 
 #define FOUR_WORDS(p) _mm_loadu_si128((const __m128i *)(p))
 
-/* m[w] = word w of the block at `at` in every input. Gathering four inputs by masked broadcast loads leaves half
- * of the transpose, which the shuffle ports pay for, to the load ports.  */
+/* m[w] = word w of the block at `at` in every input. Gathering four inputs by masked broadcast loads leaves
+ * half of the transpose, which the shuffle ports would pay for, to the load ports.  */
 TARGET static inline void load_block(__m512i m[16], const uint8_t *const in[16], size_t at)
 {
     for (size_t part = 0; part < 4; part++) {
@@ -58,8 +60,8 @@ TARGET static inline void load_block(__m512i m[16], const uint8_t *const in[16],
     }
 }
 
-/* Sixteen streams a leaf apart are more than the hardware follows: from memory 4.3 GB/s, so 5.6. The address is
- * where the leaves after the next most likely are; a prefetch of anything else is lost, not wrong.  */
+/* Sixteen streams a leaf apart are more than the hardware follows: from memory 4.3 GB/s, so 5.6 (Zen 4). The
+ * address is where the batch after the next most likely is; a prefetch of anything else is only lost.  */
 enum { PREFETCH_BYTES = 2 * 16 * BLAKE3_LEAF };
 
 TARGET static inline void prefetch_block(const uint8_t *const in[16], size_t at)
@@ -141,7 +143,7 @@ TARGET void blake3_compress_avx512(uint32_t cv[8], const uint8_t block[BLAKE3_BL
     __m128i a = FOUR_WORDS(cv), b = FOUR_WORDS(cv + 4), c = FOUR_WORDS(BLAKE3_IV);
     __m128i d = _mm_set_epi32((int)flags, (int)size, (int)(counter >> 32), (int)counter);
     for (int round = 0; round < 7; round++) {
-        /* Even entries of the first half feed the first step of the columns, odd ones the second, and so on.  */
+        /* The schedule in the order of the steps below: even entries before odd ones, columns first.  */
         const __m512i order = _mm512_permutexvar_epi32(
             _mm512_set_epi32(15, 13, 11, 9, 14, 12, 10, 8, 7, 5, 3, 1, 6, 4, 2, 0),
             _mm512_cvtepu8_epi32(FOUR_WORDS(BLAKE3_SCHEDULE[round])));

@@ -1,7 +1,7 @@
 /* Eight BLAKE3 inputs in 256-bit vectors, for every instruction set that has them.
  *
- * An includer defines TARGET and the four rotations of blake3_rounds.h, which is all that AVX2 and AVX-512VL do
- * differently here.  */
+ * An includer defines TARGET and the four rotations of blake3_rounds.h, which is all that AVX2 and AVX-512VL
+ * do differently here.  */
 #include <immintrin.h>
 
 #define ADD _mm256_add_epi32

@@ -59,8 +59,8 @@ void blake3_batch_portable(const blake3_batch *batch)
         for (size_t i = 0; i < batch->blocks; i++) {
             uint32_t flags = batch->flags | (i == 0 ? batch->flags_first : 0) |
                              (i + 1 == batch->blocks ? batch->flags_last : 0);
-            blake3_compress_portable(cv, batch->in[lane] + i * BLAKE3_BLOCK, BLAKE3_BLOCK, batch->counter[lane],
-                                     flags);
+            const uint8_t *block = batch->in[lane] + i * BLAKE3_BLOCK;
+            blake3_compress_portable(cv, block, BLAKE3_BLOCK, batch->counter[lane], flags);
         }
         for (int i = 0; i < 8; i++) {
             store_le32(batch->out[lane] + 4 * i, cv[i]);

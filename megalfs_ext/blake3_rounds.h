@@ -2,8 +2,8 @@
  *
  * An includer defines ADD, XOR, ROR16, ROR12, ROR8 and ROR7, so that each instruction set spells only its own
  * instructions and the order of the words is written once (BLAKE3 paper, section 2.2, tables 1 and 2). The
- * four columns, then the four diagonals, are stepped together: each is a chain of its own, and one alone would
- * leave the adders idle.  */
+ * four columns, then the four diagonals, are stepped together: each is a chain of its own, and one alone
+ * would leave the adders idle.  */
 
 #define ADD_WORDS(v, m, s, at) \
     v[0] = ADD(v[0], m[s[at]]); \

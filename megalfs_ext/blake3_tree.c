@@ -1,10 +1,9 @@
 /* BLAKE3 of many slices at once: the trees above the blake3 kernels.
  *
- * All slices of a group share the lanes: leaves of one slice fill a batch that leaves of the one before began,
- * and parents are made level by level over all trees together, so that lanes idle once a group instead of
- * once a slice and level (256 KiB: 1 batch in 13 would be for the few parents near the root). Pairing
- * neighbours level by level, an odd last node passing upward, gives BLAKE3's tree: left subtrees are the
- * largest powers of two (BLAKE3 paper, section 2.1).  */
+ * All slices of a group share the lanes: leaves of one slice fill a batch that leaves of the one before
+ * began, and parents are made level by level over all trees together, so that lanes idle once a group
+ * instead of once a slice and level. Pairing neighbours level by level, an odd last node passing upward,
+ * gives BLAKE3's tree: left subtrees are the largest powers of two (BLAKE3 paper, section 2.1).  */
 #include "kernels.h"
 
 #include <stdlib.h>
@@ -22,9 +21,9 @@ typedef struct {
 typedef struct {
     const blake3_kernel *kernel;
     blake3_batch batch;
-    size_t used, trees;
-    uint8_t nodes[GROUP_NODES][BLAKE3_CV];
-    tree tree[GROUP_NODES];
+    size_t capacity, used, trees;
+    uint8_t (*nodes)[BLAKE3_CV];
+    tree *tree;
 } group;
 
 static void batch_flush(group *self)
@@ -126,7 +125,7 @@ static void reduce(group *self)
 
 static uint8_t (*tree_add(group *self, size_t count, bool is_root, uint8_t *out))[BLAKE3_CV]
 {
-    if (count > GROUP_NODES - self->used) {
+    if (count > self->capacity - self->used) {
         reduce(self);
     }
     self->tree[self->trees++] = (tree){self->used, count, is_root, out};
@@ -180,29 +179,43 @@ static int large_slice(group *self, slice bytes, uint8_t *out)
     return 0;
 }
 
+/* As many nodes as these slices can use at once: a call for one chunk should not pay for fresh pages.  */
+static size_t capacity_for(const slice *slices, size_t count)
+{
+    size_t nodes = 0;
+    for (size_t i = 0; i < count && nodes < GROUP_NODES; i++) {
+        size_t leaves = leaves_of(slices[i].size);
+        nodes += leaves < GROUP_NODES - nodes ? leaves : GROUP_NODES - nodes;
+    }
+    return nodes;
+}
+
 int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
 {
     int error = 0;
-    group *self = malloc(sizeof *self);
-    if (!self) {
-        return -1;
+    group self = {.kernel = kernel, .capacity = capacity_for(slices, count)};
+    self.nodes = malloc((self.capacity + 1) * sizeof *self.nodes);
+    self.tree = malloc((self.capacity + 1) * sizeof *self.tree);
+    if (!self.nodes || !self.tree) {
+        error = -1;
+        goto exit;
     }
-    self->kernel = kernel;
-    self->batch.count = 0;
-    self->used = 0;
-    self->trees = 0;
-    batch_kind(self, BLAKE3_LEAF / BLAKE3_BLOCK, 0, BLAKE3_CHUNK_START, BLAKE3_CHUNK_END);
+    batch_kind(&self, BLAKE3_LEAF / BLAKE3_BLOCK, 0, BLAKE3_CHUNK_START, BLAKE3_CHUNK_END);
     for (size_t i = 0; i < count && !error; i++, digests += BLAKE3_CV) {
         size_t leaves = leaves_of(slices[i].size);
         if (leaves == 1) {
             single_leaf(kernel, slices[i], 0, true, digests);
         } else if (leaves <= GROUP_NODES) {
-            tree_of_leaves(self, slices[i], 0, true, digests);
+            tree_of_leaves(&self, slices[i], 0, true, digests);
         } else {
-            error = large_slice(self, slices[i], digests);
+            error = large_slice(&self, slices[i], digests);
         }
     }
-    reduce(self);
-    free(self);
+    if (!error) {
+        reduce(&self);
+    }
+exit:
+    free(self.tree);
+    free(self.nodes);
     return error;
 }

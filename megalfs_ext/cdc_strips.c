@@ -28,7 +28,7 @@ size_t cdc_find_strips(const uint8_t *bytes, size_t origin, size_t from, size_t 
         uint64_t b = cdc_hash(bytes, origin, at + STRIP);
         const uint8_t *stop = bytes + at + STRIP;
         for (const uint8_t *p = bytes + at; p < stop; p += STEP) {
-            /* Unrolled by the compiler; one byte a step, since two strips hide what the two-byte step saves.  */
+            /* One byte a step: two strips hide the latency that the two-byte step saves.  */
 #pragma GCC unroll 8
             for (int i = 0; i < STEP; i++) {
                 a = (a << 1) + CDC_GEAR[p[i]];

@@ -1,11 +1,11 @@
 /* FastCDC v2020 with AVX-512 VBMI: 64 bytes a step, the Gear table held in registers, cuts unchanged.
  *
  * The low 32 bits of the hash depend only on the low 32 bits of the table and the last 32 bytes, because
- * carries go upward. So a test of the mask's low bits in 32-bit lanes misses no cut; what it finds too much is
- * settled by the whole hash of 48 bytes. The table's low halves are four planes of 256 bytes, looked up by
- * two vpermi2b each, without gathers (which lose: 1.5 GB/s). Inside a lane of four bytes Horner's rule, across
- * lanes doubling: 4, 8, 16, 32 bytes, feeding forward only. Measured 0.48 cycles a byte plus what false hits
- * cost; described in full in cdc.md 1b.  */
+ * carries go upward. So a test of the mask's low bits in 32-bit lanes misses no cut; what it finds too much
+ * is settled by the whole hash of 48 bytes. The table's low halves are four planes of 256 bytes, looked up by
+ * two vpermi2b each, without gathers (which lose: 1.5 GB/s). Inside a lane of four bytes Horner's rule,
+ * across lanes doubling: 4, 8, 16, 32 bytes, feeding forward only. Measured 0.48 cycles a byte plus what
+ * false hits cost; described in full in cdc.md 1b.  */
 #include "kernels.h"
 
 #if MEGALFS_X86

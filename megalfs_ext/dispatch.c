@@ -1,8 +1,8 @@
 /* Which kernel runs: one table per stage, and a default that was measured rather than guessed.
  *
- * The CPU's flags say what can run, not what is fast: borg's AVX2 and AVX-512 Gear kernels lose to scalar code
- * on every CPU reported, and vpermi2b costs three times as much on Intel as on AMD (cdc.md 1, 1b). So the
- * first need of a stage times each of its kernels for a fraction of a millisecond and keeps the fastest.  */
+ * The CPU's flags say what can run, not what is fast: borg's AVX2 and AVX-512 Gear kernels lose to scalar
+ * code on every CPU reported, and vpermi2b costs three times as much on Intel as on AMD (cdc.md 1, 1b). So
+ * the first need of a stage times each of its kernels, half a millisecond in all, and keeps the fastest.  */
 #include "kernels.h"
 
 #include <stdatomic.h>
@@ -14,22 +14,24 @@
 #if MEGALFS_X86
 #define ON_X86(...) __VA_ARGS__
 #else
-#define ON_X86(...) 0
+#define ON_X86(...)
 #endif
 
 const cdc_kernel CDC_KERNELS[] = {
-    {"portable", cdc_cut_portable, NULL},
-    {"strips", cdc_cut_strips, NULL},
-    {"vbmi", ON_X86(cdc_cut_vbmi, cdc_vbmi_can_run)},
+    {.name = "portable", .cut = cdc_cut_portable},
+    {.name = "strips", .cut = cdc_cut_strips},
+    {.name = "vbmi", ON_X86(.cut = cdc_cut_vbmi, .can_run = cdc_vbmi_can_run)},
 };
 const sha256_kernel SHA256_KERNELS[] = {
-    {"portable", sha256_one_portable, sha256_two_portable, NULL},
-    {"shani", ON_X86(sha256_one_shani, sha256_two_shani, sha256_shani_can_run)},
+    {.name = "portable", .one = sha256_one_portable, .two = sha256_two_portable},
+    {.name = "shani", ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .can_run = sha256_shani_can_run)},
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
-    {"portable", blake3_batch_portable, blake3_compress_portable, NULL},
-    {"avx2", ON_X86(blake3_batch_avx2, blake3_compress_portable, blake3_avx2_can_run)},
-    {"avx512", ON_X86(blake3_batch_avx512, blake3_compress_avx512, blake3_avx512_can_run)},
+    {.name = "portable", .batch = blake3_batch_portable, .compress = blake3_compress_portable},
+    {.name = "avx2",
+     ON_X86(.batch = blake3_batch_avx2, .compress = blake3_compress_portable, .can_run = blake3_avx2_can_run)},
+    {.name = "avx512",
+     ON_X86(.batch = blake3_batch_avx512, .compress = blake3_compress_avx512, .can_run = blake3_avx512_can_run)},
 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))

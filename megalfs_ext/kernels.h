@@ -218,7 +218,6 @@ int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count
 typedef enum { STAGE_CDC, STAGE_SHA256, STAGE_BLAKE3, STAGES } stage;
 typedef enum { KERNEL_OK, KERNEL_UNKNOWN, KERNEL_NOT_COMPILED, KERNEL_CPU_CANNOT } kernel_status;
 
-enum { KERNELS_MAX = 3 };
 extern const size_t KERNEL_COUNT[STAGES];
 const char *kernel_name(stage which, size_t index);
 kernel_status kernel_state(stage which, size_t index);

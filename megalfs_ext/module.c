@@ -12,6 +12,9 @@
 /* Below this a call ends before another thread would have started (hashlib's HASHLIB_GIL_MINSIZE).  */
 enum { GIL_RELEASE_BYTES_MIN = 2048 };
 
+/* The length in bits must fit 64 bits (FIPS 180-4, section 1).  */
+static const long long SHA256_BYTES_END = 1LL << 61;
+
 #define CALL_WITHOUT_GIL(size, call)                       \
     do {                                                   \
         if ((size_t)(size) >= GIL_RELEASE_BYTES_MIN) {     \
@@ -167,8 +170,8 @@ static PyObject *list_of_failed(const uint8_t *failed, size_t count)
     return list;
 }
 
-static PyObject *cdc_call(const Py_buffer *buffer, const Py_ssize_t sizes[3], int normalization, bool is_final,
-                          unsigned threads, const char *name)
+static PyObject *cdc_call(const Py_buffer *buffer, const Py_ssize_t sizes[3], int normalization,
+                          bool is_final, unsigned threads, const char *name)
 {
     PyObject *result = NULL;
     cdc_ends ends = {0};
@@ -191,7 +194,8 @@ static PyObject *cdc_call(const Py_buffer *buffer, const Py_ssize_t sizes[3], in
         CALL_WITHOUT_GIL(region.size,
                          error = cdc_scan_threads(&CDC_KERNELS[index], &params, region, threads, &ends));
     } else {
-        CALL_WITHOUT_GIL(region.size, error = cdc_scan(&CDC_KERNELS[index], &params, region, is_final, &ends));
+        CALL_WITHOUT_GIL(region.size,
+                         error = cdc_scan(&CDC_KERNELS[index], &params, region, is_final, &ends));
     }
     if (error) {
         PyErr_NoMemory();
@@ -213,8 +217,8 @@ static PyObject *py_scan(PyObject *module, PyObject *arguments)
     Py_ssize_t sizes[3];
     int normalization, is_final;
     const char *name;
-    if (!PyArg_ParseTuple(arguments, "y*nnnipz:scan", &buffer, &sizes[0], &sizes[1], &sizes[2], &normalization,
-                          &is_final, &name)) {
+    if (!PyArg_ParseTuple(arguments, "y*nnnipz:scan", &buffer, &sizes[0], &sizes[1], &sizes[2],
+                          &normalization, &is_final, &name)) {
         return NULL;
     }
     PyObject *result = cdc_call(&buffer, sizes, normalization, is_final, 1, name);
@@ -411,7 +415,7 @@ static PyObject *py_sha256_finish(PyObject *module, PyObject *arguments)
     if (find_kernel(STAGE_SHA256, name, &index) < 0 || need_size(&state, SHA256_DIGEST, "state") < 0) {
         goto exit;
     }
-    if (total < 0 || tail.len > total || (total - tail.len) % SHA256_BLOCK != 0) {
+    if (total >= SHA256_BYTES_END || tail.len > total || (total - tail.len) % SHA256_BLOCK != 0) {
         PyErr_Format(PyExc_ValueError, "a tail of %zd bytes cannot end %lld bytes", tail.len, total);
         goto exit;
     }
@@ -439,14 +443,15 @@ static PyObject *py_chain_update(PyObject *module, PyObject *arguments)
     size_t index, count;
     uint8_t reached[SHA256_DIGEST];
     const char *name;
-    if (!PyArg_ParseTuple(arguments, "y*y*Ly*y*z:chain_update", &state, &carry, &total, &buffer, &ends, &name)) {
+    if (!PyArg_ParseTuple(arguments, "y*y*Ly*y*z:chain_update", &state, &carry, &total, &buffer, &ends,
+                          &name)) {
         return NULL;
     }
     if (find_kernel(STAGE_SHA256, name, &index) < 0 || need_size(&state, SHA256_DIGEST, "state") < 0) {
         goto exit;
     }
-    if (total < 0 || buffer.len > PY_LLONG_MAX - total) {
-        PyErr_SetString(PyExc_ValueError, "a chain cannot be that long");
+    if (total < 0 || total >= SHA256_BYTES_END || buffer.len >= SHA256_BYTES_END - total) {
+        PyErr_SetString(PyExc_ValueError, "SHA-256 ends before 2**61 bytes");
         goto exit;
     }
     chain.total = (uint64_t)total;

@@ -246,6 +246,7 @@ def test_links_with_wrong_sizes_are_refused(kernel):
         (1, SEGMENT_BYTES),
         (SEGMENT_BYTES + 1, SEGMENT_BYTES + 1),
         (0, -1),
+        (0, 1 << 61),
     ):
         with pytest.raises(ValueError, match="cannot end"):
             megalfs_ext.finish_segment(INITIAL_STATE, bytes(tail_size), total, kernel=kernel)
