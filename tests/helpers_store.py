@@ -81,6 +81,8 @@ def end(process: subprocess.Popen[str], *, kill: bool = False) -> int:
     """Waits for a process, or ends it with SIGKILL; its exit code."""
     if kill:
         process.kill()
+    if process.stdin is not None and process.stdin.closed:
+        process.stdin = None  # communicate would flush it
     try:
         process.communicate(timeout=DEADLINE_S)
     except subprocess.TimeoutExpired:

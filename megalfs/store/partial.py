@@ -28,7 +28,7 @@ from megalfs.core.ids import Oid
 from megalfs.errors import BusyError, PolicyError, SpaceError
 from megalfs.store.files import fsync_dir, map_os_errors, nonce, rename_new, write_all, write_atomic
 from megalfs.store.identity import Identity
-from megalfs.store.partial_state import PartialState, read_state, save_bits, write_state
+from megalfs.store.partial_state import PartialState, read_state, save_bits, save_header, write_state
 from megalfs.store.target import check_target
 from megalfs.store.verify import PieceReader
 
@@ -51,20 +51,21 @@ class Partial:
     """One pull's file. `write` and `mark` may be called from any thread; the rest from the driver's."""
 
     def __init__(
-        self, target: Path, directory_fd: int, fd: int, names: tuple[str, str], state: PartialState
+        self, target: Path, manifest: Manifest | None, directory_fd: int, fd: int, state: PartialState
     ) -> None:
         """Use `create_or_resume`."""
         self.target = target
+        self.manifest = manifest
         self.oid = state.oid
         self.size = state.size
         self.fd = fd
-        self.manifest: Manifest | None = None
         self.have = Bitfield(state.pieces)
-        self.candidates = Bitfield(state.pieces)
-        self._directory_fd = directory_fd
-        self._part_name, self._state_name = names
+        self.candidates = Bitfield(state.pieces)  # claimed by an earlier pull, not hashed yet
+        self._part_name = state.part
+        self._state_name = state.part.removesuffix(PART_SUFFIX) + STATE_SUFFIX
         self._state = state
-        self._state_fd = -1
+        self._directory_fd = os.dup(directory_fd)
+        self._state_fd = self._open_state()
         self._lock = threading.Lock()
         self._is_changed = False
 
@@ -101,32 +102,32 @@ class Partial:
             _register(root, target.parent)
             directory_fd = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                partial = cls._claim(target, directory_fd, wanted) or cls._create(
-                    target, directory_fd, wanted
-                )
-            except BaseException:
+                partial = cls._claim(target, manifest, directory_fd, wanted)
+                return partial or cls._create(target, manifest, directory_fd, wanted)
+            finally:
                 os.close(directory_fd)
-                raise
-            partial.begin(manifest)
-        return partial
 
     @classmethod
-    def _create(cls, target: Path, directory_fd: int, wanted: PartialState) -> Self:
+    def _create(
+        cls, target: Path, manifest: Manifest | None, directory_fd: int, wanted: PartialState
+    ) -> Self:
         part, state_name = _names(target, wanted.oid)
         state = replace(wanted, part=part)
         write_state(target.parent / state_name, state)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(part, flags, 0o666, dir_fd=directory_fd)
-        partial = cls(target, directory_fd, fd, (part, state_name), state)
+        partial = cls(target, manifest, directory_fd, fd, state)
         try:
-            partial._allocate()
+            partial.allocate()
         except BaseException:
-            partial.discard(keep_directory=True)
+            partial.discard()
             raise
         return partial
 
     @classmethod
-    def _claim(cls, target: Path, directory_fd: int, wanted: PartialState) -> Self | None:
+    def _claim(
+        cls, target: Path, manifest: Manifest | None, directory_fd: int, wanted: PartialState
+    ) -> Self | None:
         """The best abandoned partial, renamed to a name of ours."""
         for path, found in _abandoned(target, wanted):
             part, state_name = _names(target, wanted.oid)
@@ -139,30 +140,31 @@ class Partial:
             if fd is None:
                 (target.parent / state_name).unlink(missing_ok=True)
                 continue
-            is_same = (
-                found is not None and found.manifest == wanted.manifest and found.pieces == wanted.pieces
-            )
-            claimed = found.claimed if found is not None and is_same else b""
-            state = replace(wanted, part=part, claimed=claimed)
+            state = replace(wanted, part=part, claimed=_claims(found, wanted))
             write_state(target.parent / state_name, state)
-            partial = cls(target, directory_fd, fd, (part, state_name), state)
-            # Another manifest, or a damaged sidecar: any piece may be there, so all are looked at.
-            partial.candidates = state.bits() if is_same else Bitfield.full(wanted.pieces)
-            if wanted.size and os.fstat(fd).st_size != wanted.size:
-                os.ftruncate(fd, wanted.size)
-            partial._allocate()
+            partial = cls(target, manifest, directory_fd, fd, state)
+            partial.candidates = state.bits()
+            try:
+                partial.allocate()
+            except BaseException:
+                partial.close()
+                raise
             return partial
         return None
 
-    def begin(self, manifest: Manifest | None) -> None:
-        """Opens the sidecar; the bytes are those of `manifest` from now on."""
-        self.manifest = manifest
-        self._state_fd = os.open(self._state_name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory_fd)
+    def _open_state(self) -> int:
+        return os.open(self._state_name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory_fd)
 
-    def _allocate(self) -> None:
-        """Takes the blocks that are still missing; without a manifest nothing is taken (the file grows)."""
-        if not self._state.pieces:
+    def allocate(self) -> None:
+        """Takes the blocks that are still missing; without a manifest nothing is taken (the file grows).
+
+        Raises:
+            SpaceError: there are not enough.
+        """
+        if self.manifest is None:
             return
+        if os.fstat(self.fd).st_size > self.size:
+            os.ftruncate(self.fd, self.size)
         free = os.fstatvfs(self.fd)
         missing = self.size - os.fstat(self.fd).st_blocks * 512
         available = free.f_bavail * free.f_frsize
@@ -195,10 +197,12 @@ class Partial:
         reader = PieceReader(self.fd, self.manifest)
         for run in self.candidates.runs():
             for part, is_good in reader.check(run, should_stop=should_stop):
-                if is_good:
-                    self.mark(*part)
+                with self._lock:
+                    self.candidates.remove(*part)
+                    self._is_changed = True
+                    if is_good:
+                        self.have.add(*part)
                 yield part, is_good
-        self.candidates = Bitfield(self.manifest.piece_count)
 
     def rehash_prefix(self) -> tuple[hashlib._Hash, int]:
         """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is."""
@@ -219,24 +223,21 @@ class Partial:
         assert manifest.oid == self.oid
         before, old = self.have, self.manifest
         with map_os_errors(f"cannot go on with {str(self.path)!r}"):
-            if manifest.size != self.size:
-                os.ftruncate(self.fd, manifest.size)
-            self._state = replace(PartialState.of(self.oid, manifest.size, manifest, "", self._state.owner),
-                                part=self._part_name)  # fmt: skip
-            self.size, self.manifest = manifest.size, manifest
-            self._allocate()
-            reader = PieceReader(self.fd, manifest)
+            fresh = PartialState.of(self.oid, manifest.size, manifest, self._part_name, self._state.owner)
             kept = Bitfield(manifest.piece_count)
+            reader = PieceReader(self.fd, manifest)
             for run in _covered_runs(before, old, manifest):
                 for part, is_good in reader.check(run):
                     if is_good:
                         kept.add(*part)
-            with self._lock:
-                self.have, self.candidates, self._is_changed = kept, Bitfield(manifest.piece_count), False
+            write_state(self.target.parent / self._state_name, replace(fresh, claimed=kept.to_bytes()))
             os.close(self._state_fd)
-            self._state_fd = -1
-            write_state(self.target.parent / self._state_name, replace(self._state, claimed=kept.to_bytes()))
-            self.begin(manifest)
+            self._state_fd = self._open_state()
+            with self._lock:
+                self._state, self.size, self.manifest = fresh, manifest.size, manifest
+                self.have, self.candidates = kept, Bitfield(manifest.piece_count)
+                self._is_changed = False
+            self.allocate()
         return kept.copy()
 
     # Writing.
@@ -263,7 +264,7 @@ class Partial:
             BusyError: another machine believed this process dead and took the partial over.
         """
         with self._lock:
-            bits = self.have.copy() if self._is_changed else None
+            bits = self._claimed() if self._is_changed else None
             self._is_changed = False
         with map_os_errors(f"cannot save the progress of {str(self.target)!r}"):
             if not self._is_ours():
@@ -272,6 +273,12 @@ class Partial:
                 os.utime(self._state_fd)
             else:
                 save_bits(self._state_fd, bits)
+
+    def _claimed(self) -> Bitfield:
+        """What the next pull should look at: what is verified, and what this one had no time to look at."""
+        claimed = self.have.copy()
+        claimed.bits |= self.candidates.bits
+        return claimed
 
     def _is_ours(self) -> bool:
         try:
@@ -324,27 +331,23 @@ class Partial:
                 f"{str(self.target)!r} exists and was never published or pulled", hint="--force replaces it"
             ) from error
 
-    def discard(self, *, keep_directory: bool = False) -> None:
+    def discard(self) -> None:
         """Removes the partial and its sidecar."""
         for name in (self._part_name, self._state_name):
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._directory_fd)
-        self._close(self._state_fd, self.fd, *([] if keep_directory else [self._directory_fd]))
+        self.close()
 
     def close(self) -> None:
         """Saves what is marked and closes the files; anybody may resume from now on, this process too."""
-        if self._state_fd >= 0:
-            with suppress(OSError):
-                if self._is_ours():
-                    released = replace(self._state.owner, pid=0)
-                    state = replace(self._state, owner=released, claimed=self.have.to_bytes())
-                    write_state(self.target.parent / self._state_name, state)
-        self._close(self._state_fd, self.fd, self._directory_fd)
-
-    def _close(self, *fds: int) -> None:
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        if self.fd < 0:
+            return
+        with suppress(OSError):
+            if self._is_ours():
+                save_bits(self._state_fd, self._claimed())
+                save_header(self._state_fd, replace(self._state, owner=replace(self._state.owner, pid=0)))
+        for fd in (self._state_fd, self.fd, self._directory_fd):
+            os.close(fd)
         self.fd = self._state_fd = self._directory_fd = -1
 
     def __enter__(self) -> Self:
@@ -352,6 +355,13 @@ class Partial:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _claims(found: PartialState | None, wanted: PartialState) -> bytes:
+    """The bits to look at: with another manifest, or a damaged sidecar, any piece may be there."""
+    if found is not None and (found.manifest, found.pieces) == (wanted.manifest, wanted.pieces):
+        return found.bits().to_bytes()
+    return Bitfield.full(wanted.pieces).to_bytes()
 
 
 def is_own_file(name: str) -> bool:

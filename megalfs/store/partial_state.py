@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from megalfs.core.manifest import Manifest
 
-__all__ = ["HEADER_BYTES", "PartialState", "read_state", "write_state"]
+__all__ = ["HEADER_BYTES", "PartialState", "read_state", "save_bits", "save_header", "write_state"]
 
 MAGIC = b"megalfsP"
 HEADER_BYTES = 4096
@@ -66,6 +66,16 @@ class PartialState:
 
 def write_state(path: Path, state: PartialState) -> None:
     """Writes a sidecar anew, whole."""
+    bits = state.claimed or bytes((state.pieces + 7) // 8)
+    write_atomic(path, _header(state) + bits)
+
+
+def save_header(fd: int, state: PartialState) -> None:
+    """Overwrites the header in place: it needs no room on a full disk."""
+    write_all(fd, _header(state), 0)
+
+
+def _header(state: PartialState) -> bytes:
     document: dict[str, Json] = {
         "oid": str(state.oid), "manifest": None if state.manifest is None else str(state.manifest),
         "size": state.size, "pieces": state.pieces, "part": state.part, "owner": state.owner.to_json(),
@@ -73,13 +83,12 @@ def write_state(path: Path, state: PartialState) -> None:
     text = json.dumps(document).encode("ascii")
     header = MAGIC + hashlib.sha256(text).digest() + len(text).to_bytes(4, "little") + text
     assert len(header) <= HEADER_BYTES
-    bits = state.claimed or bytes((state.pieces + 7) // 8)
-    write_atomic(path, header.ljust(HEADER_BYTES, b"\0") + bits)
+    return header.ljust(HEADER_BYTES, b"\0")
 
 
 def save_bits(fd: int, bits: Bitfield) -> None:
     """Overwrites the claimed pieces in place; also the heartbeat, since it renews the mtime."""
-    write_all(fd, bits.to_bytes() or b"\0", HEADER_BYTES)
+    write_all(fd, bits.to_bytes(), HEADER_BYTES)
     os.utime(fd)  # a file system may leave the mtime of an equal overwrite alone
 
 
