@@ -24,14 +24,17 @@ const cdc_kernel CDC_KERNELS[] = {
 };
 const sha256_kernel SHA256_KERNELS[] = {
     {.name = "portable", .one = sha256_one_portable, .two = sha256_two_portable},
-    {.name = "shani", ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .can_run = sha256_shani_can_run)},
+    {.name = "shani",
+     ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .can_run = sha256_shani_can_run)},
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
     {.name = "portable", .batch = blake3_batch_portable, .compress = blake3_compress_portable},
     {.name = "avx2",
-     ON_X86(.batch = blake3_batch_avx2, .compress = blake3_compress_portable, .can_run = blake3_avx2_can_run)},
+     ON_X86(.batch = blake3_batch_avx2, .compress = blake3_compress_portable,
+            .can_run = blake3_avx2_can_run)},
     {.name = "avx512",
-     ON_X86(.batch = blake3_batch_avx512, .compress = blake3_compress_avx512, .can_run = blake3_avx512_can_run)},
+     ON_X86(.batch = blake3_batch_avx512, .compress = blake3_compress_avx512,
+            .can_run = blake3_avx512_can_run)},
 };
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
