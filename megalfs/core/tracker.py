@@ -113,7 +113,8 @@ def _blob(entry: object) -> tuple[Oid, bool]:
     match entry:
         case {"oid": str(oid), "complete": bool(is_complete)}:
             return Oid.parse(oid), is_complete
-    raise UsageError("not a blob in an announcement")
+        case _:
+            raise UsageError("not a blob in an announcement")
 
 
 class TrackerTable:
