@@ -53,15 +53,16 @@ def entry() -> NoReturn:
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Runs one command and returns its exit code."""
-    ui = Ui(is_json="--json" in argv, is_quiet="-q" in argv or "--quiet" in argv)
-    is_debug = "--debug" in argv
+    # Until the arguments are parsed, those that say how errors look are looked for by hand.
+    ui = Ui(
+        is_json="--json" in argv, is_quiet=not {"-q", "--quiet"}.isdisjoint(argv), is_debug="--debug" in argv
+    )
     try:
         args = _parser().parse_args(argv)
-        ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose)
+        ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose, is_debug=args.debug)
         return _run(args.run, Context(args, environ, ui))
     except MegalfsError as error:
         ui.error(error)
-        _trace(ui, is_debug=is_debug)
         return error.exit_code
     except _Terminated:
         ui.warn("terminated")
@@ -74,7 +75,6 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return EXIT_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a bug is one line and exit 1
         ui.unexpected(error)
-        _trace(ui, is_debug=is_debug)
         return EXIT_UNEXPECTED
 
 
@@ -93,13 +93,6 @@ def _forget_stdout() -> None:
     """Python flushes stdout when it exits; that must not fail a second time."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _trace(ui: Ui, *, is_debug: bool) -> None:
-    if is_debug:
-        import traceback
-
-        ui.trace(traceback.format_exc())
 
 
 def _parser() -> argparse.ArgumentParser:

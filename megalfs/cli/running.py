@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -35,6 +36,7 @@ class Outcome(Generic[T]):
 def run_until_signal(ui: Ui, work: Callable[[asyncio.Event], Awaitable[T]]) -> Outcome[T]:
     """Runs `work`, whose event is set by SIGINT or SIGTERM; it then ends in its own time."""
     _send_logs_to(ui)
+    threading.excepthook = lambda args: ui.unexpected(args.exc_value or args.exc_type())
     return asyncio.run(_run(work))
 
 

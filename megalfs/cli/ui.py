@@ -21,7 +21,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Ui:
-    """Where one command prints: `is_json` and `is_quiet` are the flags of the same names."""
+    """Where one command prints; the four questions are the flags of the same names."""
 
     def __init__(
         self,
@@ -29,12 +29,14 @@ class Ui:
         is_json: bool = False,
         is_quiet: bool = False,
         is_verbose: bool = False,
+        is_debug: bool = False,
         out: TextIO | None = None,
         err: TextIO | None = None,
     ) -> None:
         self.is_json = is_json
         self.is_quiet = is_quiet
         self.is_verbose = is_verbose
+        self.is_debug = is_debug
         self.out = out or sys.stdout
         self.err = err or sys.stderr
         # A bar on the terminal puts its own writer here, so that a message does not tear it.
@@ -77,6 +79,7 @@ class Ui:
         self._message(str(error))
         if error.hint and not self.is_quiet:
             self._message(f"hint: {error.hint}")
+        self._trace(error)
         if self.is_json:
             rejected = getattr(error, "rejected", None) or {}
             # The reader of stdout may be what failed: the exit code still says it.
@@ -88,11 +91,16 @@ class Ui:
     def unexpected(self, error: BaseException) -> None:
         """The line of a bug."""
         self._message(f"unexpected {type(error).__name__}: {error}")
-        self._message("hint: --debug shows where")
+        if not self.is_debug:
+            self._message("hint: --debug shows where")
+        self._trace(error)
 
-    def trace(self, text: str) -> None:
-        """A traceback, as it is; only `--debug` asks for one."""
-        print(text, file=self.err, end="", flush=True)
+    def _trace(self, error: BaseException) -> None:
+        """A traceback, as it is, for whoever asked for one."""
+        if self.is_debug:
+            import traceback
+
+            traceback.print_exception(error, file=self.err)
 
     def _message(self, line: str) -> None:
         text = PREFIX + plain(line)
