@@ -18,6 +18,7 @@ from megalfs.core.codec import Decoder, encode
 from megalfs.core.ids import ManifestId
 from megalfs.core.messages import Hello, Message
 from megalfs.errors import TemporaryError
+from megalfs.formats.hostport import HostPort
 from megalfs.net.lanes import ReceiveLane, SendLane, Upload
 
 __all__ = ["CONTROL_QUEUE_BYTES_MAX", "Session", "SessionTotals", "open_control"]
@@ -44,6 +45,8 @@ class Session:
         id: the number by which the core knows this session.
         name: `host:port` as people know the peer: what was dialled, or where it says it listens.
         is_dialer: whether we opened the connections.
+        dialled: what we dialled, when we did.
+        address: where others may dial the peer, as far as we know; None for one that does not listen.
     """
 
     id: int
@@ -54,6 +57,7 @@ class Session:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     dialled: tuple[str, int] | None = None
+    address: HostPort | None = None
     totals: SessionTotals = field(default_factory=SessionTotals)
     uploads: queue.SimpleQueue[Upload | None] = field(default_factory=queue.SimpleQueue)
     receive_lanes: set[ReceiveLane] = field(default_factory=set)

@@ -126,6 +126,7 @@ class Attempt:
             sink=self._sink,
             arrival=self,
             withdrawn=node.withdrawn,
+            exchanges=node.settings.discover,
         )
 
     async def start(self, extra_paths: Sequence[Path]) -> None:

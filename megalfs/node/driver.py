@@ -18,7 +18,7 @@ from megalfs.core.bitfield import Bitfield
 from megalfs.core.effects import Ban, Cancel, Completed, Effect, Fetch, PeerId, Send, Serve
 from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
-from megalfs.core.messages import CancelRequest, Join, Leave, Request, SwarmMessage
+from megalfs.core.messages import CancelRequest, Join, Leave, PeerAddress, Peers, Request, SwarmMessage
 from megalfs.core.params import SwarmParams
 from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Labels, Tier, tier_between
@@ -35,6 +35,13 @@ __all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
 log = logging.getLogger(__name__)
 
 ORIGIN_LANES = 2
+PEERS_TOLD_MAX = 50
+
+
+def _told(session: Session) -> PeerAddress | None:
+    """How other peers hear of this one; None when it cannot be dialled."""
+    address = session.address
+    return None if address is None else PeerAddress(address.host, address.port, session.hello.instance)
 
 
 @dataclass(slots=True)
@@ -89,6 +96,7 @@ class SwarmDriver:
         sink: Sink | None = None,
         arrival: Arrival | None = None,
         withdrawn: Callable[[Manifest], None] | None = None,
+        exchanges: bool = True,
     ) -> None:
         self.manifest = manifest
         self.totals = SwarmTotals()
@@ -100,6 +108,7 @@ class SwarmDriver:
         self._sink = sink
         self._arrival = arrival
         self._withdrawn = withdrawn
+        self._exchanges = exchanges
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[PeerId, Session] = {}
         self._web_seeds: dict[PeerId, _WebSeed] = {}
@@ -140,6 +149,7 @@ class SwarmDriver:
         peer = PeerId(session.id)
         if peer in self._sessions:
             return
+        self._introduce(session)
         self._sessions[peer] = session
         self.names[peer] = session.name
         if self._sink is not None and not self.swarm.is_complete:
@@ -147,6 +157,19 @@ class SwarmDriver:
         tier = tier_between(self._labels, session.hello.labels)
         self.swarm.connected(peer, kind=PeerKind.NODE, tier=tier, now=self._loop.time())
         self._step()
+
+    def _introduce(self, session: Session) -> None:
+        """Peer exchange: the newcomer hears of the others, and they of the newcomer."""
+        if not self._exchanges:
+            return
+        known = [_told(other) for other in self._sessions.values()]
+        addresses = tuple(address for address in known if address is not None)
+        if addresses:
+            session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
+        newcomer = _told(session)
+        if newcomer is not None:
+            for other in self._sessions.values():
+                other.send(Peers(self.manifest.id, (newcomer,)))
 
     def _lanes_per_session(self) -> int:
         # Two threads fill two cores (pull prototype); with several peers one lane each does.

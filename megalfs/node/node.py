@@ -231,6 +231,7 @@ class Node:
             params=SwarmParams(upload_slots=self.settings.upload_slots),
             rng=self._rng,
             withdrawn=self.withdrawn,
+            exchanges=self.settings.discover,
         )
         self._active[manifest.id] = _Active(driver, source, is_pull=False)
         return driver

@@ -35,7 +35,8 @@ from megalfs.core.messages import (
     SwarmMessage,
 )
 from megalfs.core.topology import Labels
-from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
+from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError, UsageError
+from megalfs.formats.hostport import HostPort
 from megalfs.net.framing import read_frame
 from megalfs.net.lanes import ReceiveLane, SendLane, send_frame
 from megalfs.net.limiter import RateLimiter
@@ -153,9 +154,11 @@ class PeerHub:
             sock.close()
             raise
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return self._register(
+        session = self._register(
             their_hello, name, session_key, reader, writer, is_dialer=True, dialled=(host, port)
         )
+        session.address = HostPort(host, port)
+        return session
 
     def accept(self, sock: socket.socket, nonce: bytes) -> None:
         """Takes over a socket whose upgrade request carried `nonce`; answers 101 and goes on from there."""
@@ -188,7 +191,8 @@ class PeerHub:
         reader, writer = await open_control(sock)
         shown = host.removeprefix("::ffff:")
         name = hello.advertise or (f"[{shown}]:{hello.port}" if ":" in shown else f"{shown}:{hello.port}")
-        self._register(hello, name, hello.session, reader, writer, is_dialer=False, dialled=None)
+        session = self._register(hello, name, hello.session, reader, writer, is_dialer=False, dialled=None)
+        session.address = session.address or _address_of(hello, shown)
 
     def _accept_lane(self, sock: socket.socket, hello: Hello) -> None:
         for session in self.sessions.values():
@@ -429,6 +433,16 @@ class PeerHub:
             case _:
                 if (swarm := self._find_swarm(message.manifest)) is not None:
                     swarm.received(session, message)
+
+
+def _address_of(hello: Hello, host: str) -> HostPort | None:
+    """Where a peer that dialled us may be dialled: where it says, else the address we see and its port."""
+    if hello.advertise:
+        try:
+            return HostPort.parse(hello.advertise)
+        except UsageError:
+            return None
+    return HostPort(host, hello.port) if hello.port else None
 
 
 def require_dialer(session: Session) -> None:

@@ -27,6 +27,7 @@ from megalfs.node.candidates import Candidate, rank
 from megalfs.node.decide import find_liars
 from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.sources import PeerAnswer, Sources, node_url
+from megalfs.store.blobs import Place
 from megalfs.store.ingest import publish
 from megalfs.store.partial import Partial
 
@@ -66,6 +67,7 @@ class PullRequest:
     wait_peers_s: float = 10.0
     is_shared: bool = True
     keeps_seeding: bool = True
+    is_linked: bool = False  # another store will have a hard link of the target: see store.identity
 
 
 @dataclass(slots=True)
@@ -340,6 +342,7 @@ class Pull:
                 executable=request.is_executable,
                 durable=self._node.settings.durable,
             )
+            identity = identity.linked() if request.is_linked else identity
             attempt.source.settle(identity)
             store.adopt(request.target, manifest, identity=identity, signatures=signatures)
 
@@ -377,7 +380,7 @@ class Pull:
 
     def _commit_plain(self, partial: Partial) -> None:
         request = self.request
-        partial.commit(
+        identity = partial.commit(
             replace=request.may_replace(),
             executable=request.is_executable,
             durable=self._node.settings.durable,
@@ -385,6 +388,8 @@ class Pull:
         self._partial = None
         if request.keeps_seeding:
             publish(self._node.store, request.target)
+            if request.is_linked:
+                self._node.store.record(Place(request.target, identity.linked()), request.oid, None)
 
     def _plain_sources(self) -> list[PlainSource]:
         origins = [PlainSource(url, url, is_origin=True) for url in self._origin_urls]

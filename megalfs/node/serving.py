@@ -48,7 +48,7 @@ class PartialSource:
         Raises:
             ChangedError: somebody wrote into it since.
         """
-        if self._identity is not None and Identity.of_fd(self._fd) != self._identity:
+        if self._identity is not None and not self._identity.is_still(Identity.of_fd(self._fd)):
             raise ChangedError("the file changed since it was pulled", hint="publish it again")
 
     def close(self) -> None:
