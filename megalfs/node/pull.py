@@ -45,8 +45,9 @@ TICK_S = 1.0
 GATHER_S = 0.5
 TRACKER_INTERVAL_S = 5.0
 DRY_S = 1.0
-# Sources are connected, nothing comes, and there is nothing to switch to.
-STALL_S_MAX = 60.0
+# Sources are connected, nothing comes, and there is nothing to switch to: given up after this many times the
+# patience that a switch takes (60 s by default).
+STALL_SWITCHES_MAX = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +226,7 @@ class Pull:
             if is_dry and not self._sources.is_asking and attempt.idle_s > self._patience_s(attempt):
                 return Outcome.STARVED
             if (
-                attempt.idle_s > STALL_S_MAX
+                attempt.idle_s > STALL_SWITCHES_MAX * self._node.settings.manifest_switch_s
                 and not attempt.is_local_busy
                 and not attempt.driver.swarm.is_complete
             ):

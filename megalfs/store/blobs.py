@@ -84,7 +84,7 @@ class Store:
         if found is None or found[1].is_suspect:
             return None
         with suppress(OSError):
-            if Identity.of(path.lstat()) == found[1].identity:
+            if found[1].identity.is_still(Identity.of(path.lstat())):
                 return self.index.blob(found[0])
         return None
 
@@ -117,7 +117,9 @@ class Store:
             withdraw()
             return None
         identity = Identity.of_fd(fd)
-        if identity != place.identity and not self._was_renumbered(blob, place, identity, fd):
+        if place.identity.is_still(identity):
+            identity = place.identity
+        elif not self._was_renumbered(blob, place, identity, fd):
             os.close(fd)
             withdraw()
             return None
@@ -134,7 +136,7 @@ class Store:
         if any(reader.read(run)[1] for run in sample_runs(manifest)):
             return False
         with self._changing(blob.oid):
-            self.index.put_place(blob.oid, Place(place.path, identity))
+            self.index.put_place(blob.oid, Place(place.path, place.identity.renewed(identity)))
         return True
 
     def adopt(
@@ -244,7 +246,7 @@ class Store:
                     if identity is None:
                         self.index.drop_place(place.path)
                     else:
-                        self.index.put_place(oid, Place(place.path, identity))
+                        self.index.put_place(oid, Place(place.path, place.identity.renewed(identity)))
         found = self.index.blob(oid)
         return found is not None and found.is_held
 
@@ -262,7 +264,7 @@ class Store:
             identity = self._hash_place(blob, place.path, progress)
             results[place.path] = identity is not None
             with self._changing(oid):
-                known = identity or place.identity
+                known = place.identity.renewed(identity) if identity else place.identity
                 self.index.put_place(oid, Place(place.path, known, is_suspect=identity is None))
         return results
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from megalfs.errors import StoreError
@@ -53,7 +53,29 @@ class Identity:
 
     def is_same_but_device(self, other: Identity) -> bool:
         """Whether only the device number differs: a reboot or a new mount renumbers devices."""
-        return astuple(self)[1:] == astuple(other)[1:]
+        return other.is_still(replace(self, dev=other.dev))
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether this is of a file that shares its inode with another store: see `linked`."""
+        return self.ctime_ns == 0
+
+    def linked(self) -> Self:
+        """The identity of a file of which another store (git-lfs) has a hard link.
+
+        Making, renaming and removing that link changes ctime and not one byte, so ctime does not count. Only
+        for files nobody edits: an editor would change mtime, and who restores mtime fools only himself, since
+        peers verify what they get.
+        """
+        return replace(self, ctime_ns=0)
+
+    def renewed(self, found: Self) -> Self:
+        """What to remember of the same file after it was hashed again: `found`, linked when this is."""
+        return found.linked() if self.is_linked else found
+
+    def is_still(self, found: Identity) -> bool:
+        """Whether `found`, taken now, is the file that this identity was taken of."""
+        return found == self or (self.is_linked and found.linked() == self)
 
 
 def settle(found: os.stat_result) -> None:

@@ -37,7 +37,7 @@ class OpenBlob:
         Raises:
             ChangedError: it is not; it is withdrawn already, and the connection must be aborted.
         """
-        if Identity.of_fd(self.fd) != self.identity:
+        if not self.identity.is_still(Identity.of_fd(self.fd)):
             self._withdraw()
             raise ChangedError(f"{str(self.path)!r} changed since it was hashed", hint="publish it again")
 
