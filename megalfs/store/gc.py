@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
-from megalfs.store.partial import PART_SUFFIX, STATE_SUFFIX, is_abandoned, silence_s
+from megalfs.store.claim import PART_SUFFIX, STATE_SUFFIX, is_abandoned, silence_s
 from megalfs.store.partial_state import read_state
 
 if TYPE_CHECKING:

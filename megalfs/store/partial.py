@@ -26,9 +26,18 @@ import numpy as np
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.ids import Oid
 from megalfs.errors import BusyError, PolicyError, SpaceError
-from megalfs.store.files import fsync_dir, map_os_errors, nonce, rename_new, write_all, write_atomic
+from megalfs.store.claim import (
+    PART_SUFFIX,
+    STATE_SUFFIX,
+    Claim,
+    claim_abandoned,
+    is_own_file,
+    part_names,
+    state_name_of,
+)
+from megalfs.store.files import fsync_dir, map_os_errors, rename_new, write_all, write_atomic
 from megalfs.store.identity import Identity
-from megalfs.store.partial_state import PartialState, read_state, save_bits, save_header, write_state
+from megalfs.store.partial_state import PartialState, overwrite, save_bits, write_state
 from megalfs.store.target import check_target
 from megalfs.store.verify import PieceReader
 
@@ -40,32 +49,27 @@ if TYPE_CHECKING:
 
 __all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target", "is_own_file"]
 
-PART_SUFFIX = ".megalfs-part"
-STATE_SUFFIX = ".megalfs-state"
-NAME_BYTES_MAX = 160  # of the target's name in ours: with 255 allowed, the rest is room for ids
-HEARTBEAT_S_MAX = 30.0  # after this silence a partial of another machine is abandoned
 RESERVE_BYTES = 64 << 20  # left free for others; a disk filled to the last block breaks more than one pull
 
 
 class Partial:
     """One pull's file. `write` and `mark` may be called from any thread; the rest from the driver's."""
 
-    def __init__(
-        self, target: Path, manifest: Manifest | None, directory_fd: int, fd: int, state: PartialState
-    ) -> None:
+    def __init__(self, target: Path, manifest: Manifest | None, directory_fd: int, claim: Claim) -> None:
         """Use `create_or_resume`."""
+        state = claim.state
         self.target = target
         self.manifest = manifest
         self.oid = state.oid
         self.size = state.size
-        self.fd = fd
+        self.fd = claim.fd
         self.have = Bitfield(state.pieces)
         self.candidates = Bitfield(state.pieces)  # claimed by an earlier pull, not hashed yet
         self._part_name = state.part
-        self._state_name = state.part.removesuffix(PART_SUFFIX) + STATE_SUFFIX
-        self._state = state
+        self._state_name = state_name_of(state.part)
+        self._state = replace(state, claimed=b"")
+        self._state_fd = claim.state_fd
         self._directory_fd = os.dup(directory_fd)
-        self._state_fd = self._open_state()
         self._lock = threading.Lock()
         self._is_changed = False
 
@@ -102,8 +106,10 @@ class Partial:
             _register(root, target.parent)
             directory_fd = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                partial = cls._claim(target, manifest, directory_fd, wanted)
-                return partial or cls._create(target, manifest, directory_fd, wanted)
+                claim = claim_abandoned(target, directory_fd, wanted)
+                if claim is None:
+                    return cls._create(target, manifest, directory_fd, wanted)
+                return cls._resume(target, manifest, directory_fd, claim)
             finally:
                 os.close(directory_fd)
 
@@ -111,12 +117,13 @@ class Partial:
     def _create(
         cls, target: Path, manifest: Manifest | None, directory_fd: int, wanted: PartialState
     ) -> Self:
-        part, state_name = _names(target, wanted.oid)
+        part, state_name = part_names(target, wanted.oid)
         state = replace(wanted, part=part)
         write_state(target.parent / state_name, state)
+        state_fd = os.open(state_name, os.O_RDWR | os.O_CLOEXEC, dir_fd=directory_fd)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(part, flags, 0o666, dir_fd=directory_fd)
-        partial = cls(target, manifest, directory_fd, fd, state)
+        partial = cls(target, manifest, directory_fd, Claim(fd, state_fd, state))
         try:
             partial.allocate()
         except BaseException:
@@ -125,35 +132,15 @@ class Partial:
         return partial
 
     @classmethod
-    def _claim(
-        cls, target: Path, manifest: Manifest | None, directory_fd: int, wanted: PartialState
-    ) -> Self | None:
-        """The best abandoned partial, renamed to a name of ours."""
-        for path, found in _abandoned(target, wanted):
-            part, state_name = _names(target, wanted.oid)
-            try:
-                path.rename(target.parent / state_name)  # who succeeds owns it
-            except FileNotFoundError:
-                continue
-            old_part = path.name.removesuffix(STATE_SUFFIX) + PART_SUFFIX
-            fd = _take_part(directory_fd, [old_part, *([found.part] if found else [])], part)
-            if fd is None:
-                (target.parent / state_name).unlink(missing_ok=True)
-                continue
-            state = replace(wanted, part=part, claimed=_claims(found, wanted))
-            write_state(target.parent / state_name, state)
-            partial = cls(target, manifest, directory_fd, fd, state)
-            partial.candidates = state.bits()
-            try:
-                partial.allocate()
-            except BaseException:
-                partial.close()
-                raise
-            return partial
-        return None
-
-    def _open_state(self) -> int:
-        return os.open(self._state_name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self._directory_fd)
+    def _resume(cls, target: Path, manifest: Manifest | None, directory_fd: int, claim: Claim) -> Self:
+        partial = cls(target, manifest, directory_fd, claim)
+        partial.candidates = claim.state.bits()
+        try:
+            partial.allocate()
+        except BaseException:
+            partial.close()
+            raise
+        return partial
 
     def allocate(self) -> None:
         """Takes the blocks that are still missing; without a manifest nothing is taken (the file grows).
@@ -230,9 +217,7 @@ class Partial:
                 for part, is_good in reader.check(run):
                     if is_good:
                         kept.add(*part)
-            write_state(self.target.parent / self._state_name, replace(fresh, claimed=kept.to_bytes()))
-            os.close(self._state_fd)
-            self._state_fd = self._open_state()
+            overwrite(self._state_fd, replace(fresh, claimed=kept.to_bytes()))
             with self._lock:
                 self._state, self.size, self.manifest = fresh, manifest.size, manifest
                 self.have, self.candidates = kept, Bitfield(manifest.piece_count)
@@ -344,8 +329,10 @@ class Partial:
             return
         with suppress(OSError):
             if self._is_ours():
-                save_bits(self._state_fd, self._claimed())
-                save_header(self._state_fd, replace(self._state, owner=replace(self._state.owner, pid=0)))
+                nobody = replace(self._state.owner, pid=0)
+                overwrite(
+                    self._state_fd, replace(self._state, owner=nobody, claimed=self._claimed().to_bytes())
+                )
         for fd in (self._state_fd, self.fd, self._directory_fd):
             os.close(fd)
         self.fd = self._state_fd = self._directory_fd = -1
@@ -355,86 +342,6 @@ class Partial:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _claims(found: PartialState | None, wanted: PartialState) -> bytes:
-    """The bits to look at: with another manifest, or a damaged sidecar, any piece may be there."""
-    if found is not None and (found.manifest, found.pieces) == (wanted.manifest, wanted.pieces):
-        return found.bits().to_bytes()
-    return Bitfield.full(wanted.pieces).to_bytes()
-
-
-def is_own_file(name: str) -> bool:
-    """Whether a file name is one of ours beside a target: a partial, its sidecar, a link being made."""
-    return name.startswith(".") and name.endswith((PART_SUFFIX, STATE_SUFFIX, ".megalfs-link"))
-
-
-def _names(target: Path, oid: Oid) -> tuple[str, str]:
-    """Names of a new partial and its sidecar; `nonce` makes them this process's own."""
-    stem = _stem(target, oid) + nonce()
-    return stem + PART_SUFFIX, stem + STATE_SUFFIX
-
-
-def _stem(target: Path, oid: Oid) -> str:
-    name = os.fsdecode(os.fsencode(target.name)[:NAME_BYTES_MAX])
-    return f".{name}.{str(oid)[:8]}."
-
-
-def _abandoned(target: Path, wanted: PartialState) -> list[tuple[Path, PartialState | None]]:
-    """Sidecars of this target and blob that nobody tends any more, the fullest first."""
-    stem, found = _stem(target, wanted.oid), []
-    for entry in sorted(target.parent.iterdir()):
-        if entry.name.startswith(stem) and entry.name.endswith(STATE_SUFFIX):
-            state = read_state(entry)
-            if (state is None or state.oid == wanted.oid) and is_abandoned(entry, state, wanted.owner):
-                found.append((entry, state))
-    return sorted(found, key=lambda pair: -(pair[1].bits().count if pair[1] else 0))
-
-
-def is_abandoned(path: Path, state: PartialState | None, here: object) -> bool:
-    """Whether nobody tends the partial with this sidecar: its owner is dead, or silent for 30 s elsewhere."""
-    from megalfs.store.owner import Owner
-
-    assert isinstance(here, Owner)
-    if state is not None:
-        if state.owner == here:
-            return False  # another pull of this same process
-        is_alive = state.owner.is_alive(here)
-        if is_alive is not None:
-            return not is_alive
-    return silence_s(path) > HEARTBEAT_S_MAX
-
-
-def silence_s(path: Path) -> float:
-    """Seconds since the last heartbeat by the file system's own clock; 0 when the sidecar is gone."""
-    probe = path.parent / f".{nonce()}{STATE_SUFFIX}-clock"
-    try:
-        with probe.open("xb"):
-            pass
-        return probe.stat().st_mtime - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def _take_part(directory_fd: int, names: list[str], new: str) -> int | None:
-    """Renames the data of a claimed partial and opens it; None when it is gone or not ours to write."""
-    for name in names:
-        try:
-            os.rename(name, new, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
-        except OSError:
-            continue
-        try:
-            fd = os.open(new, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory_fd)
-        except OSError:
-            return None
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-            return fd
-        os.close(fd)
-        return None
-    return None
 
 
 def _covered_runs(have: Bitfield, old: Manifest | None, new: Manifest) -> list[Run]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from megalfs.core.manifest import Manifest
 
-__all__ = ["HEADER_BYTES", "PartialState", "read_state", "save_bits", "save_header", "write_state"]
+__all__ = ["HEADER_BYTES", "PartialState", "overwrite", "read_state", "save_bits", "write_state"]
 
 MAGIC = b"megalfsP"
 HEADER_BYTES = 4096
@@ -70,9 +70,12 @@ def write_state(path: Path, state: PartialState) -> None:
     write_atomic(path, _header(state) + bits)
 
 
-def save_header(fd: int, state: PartialState) -> None:
-    """Overwrites the header in place: it needs no room on a full disk."""
+def overwrite(fd: int, state: PartialState) -> None:
+    """Overwrites a sidecar in place: that needs no room on a full disk, and cannot undo a take-over."""
+    if state.claimed:
+        write_all(fd, state.claimed, HEADER_BYTES)
     write_all(fd, _header(state), 0)
+    os.utime(fd)
 
 
 def _header(state: PartialState) -> bytes:

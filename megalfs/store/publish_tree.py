@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.pathrules import escape_for_terminal, path_fault
 from megalfs.errors import PolicyError, StoreError
+from megalfs.store.claim import is_own_file
 from megalfs.store.files import kind_of, map_os_errors
 from megalfs.store.ingest import Published, publish
-from megalfs.store.partial import is_own_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
