@@ -139,7 +139,9 @@ def _take_state(path: Path, new: Path, state: PartialState) -> int | None:
     try:
         found = read_state(new)
         if found is not None and not is_abandoned(new, found, state.owner):
-            new.rename(path)  # its new owner wrote its name after we read the old one
+            # Its new owner wrote its name after we read the old one: back to the name that it chose.
+            with suppress(FileNotFoundError):
+                new.rename(path.with_name(state_name_of(found.part)))
         else:
             overwrite(fd, state)
             if _has_ticket(new, fd):
