@@ -395,8 +395,15 @@ class Pull:
     def _plain_sources(self) -> list[PlainSource]:
         origins = [PlainSource(url, url, is_origin=True) for url in self._origin_urls]
         path, headers = f"/v1/file/{self.request.oid}", self._node.peer_headers()
+        strangers = self._node.peer_http.strangers
         peers = [
-            PlainSource(str(peer), node_url(peer, path), is_origin=False, headers=headers)
+            PlainSource(
+                str(peer),
+                node_url(peer, path),
+                is_origin=False,
+                headers={} if str(peer) in strangers else headers,
+                may_redirect=str(peer) not in strangers,
+            )
             for peer in self._sources.peers()
             if self._sources.answer(peer) is not PeerAnswer.NOT_FOUND
         ]
