@@ -144,11 +144,14 @@ class HttpClient:
     Attributes:
         proxies: scheme to proxy URL, and "no" to the exceptions.
         own_headers: asked for before each request; what identifies us to peers.
+        strangers: `host:port` of those that only a repository named: asked without our headers, and not
+            followed when they redirect.
     """
 
     proxies: Mapping[str, str] = field(default_factory=dict)
     own_headers: Callable[[], Mapping[str, str]] = dict
     timeout_s: float = TIMEOUT_S
+    strangers: set[str] = field(default_factory=set)
 
     def get(
         self, url: str, *, bytes_max: int = JSON_BYTES_MAX, headers: Mapping[str, str] | None = None
@@ -165,12 +168,14 @@ class HttpClient:
     def _exchange(
         self, method: str, url: str, *, bytes_max: int, headers: Mapping[str, str], body: bytes | None
     ) -> Reply:
-        sent = {**self.own_headers(), **headers}
+        is_stranger = parse_url(url).netloc in self.strangers
+        sent = dict(headers) if is_stranger else {**self.own_headers(), **headers}
         for _ in range(REDIRECTS_MAX + 1):
             connection = Connection(parse_url(url), proxies=self.proxies, timeout_s=self.timeout_s)
             try:
                 response = connection.request(method, url, headers=sent, body=body)
-                if response.status in {301, 302, 303, 307, 308} and method == "GET":
+                is_redirect = response.status in {301, 302, 303, 307, 308}
+                if is_redirect and method == "GET" and not is_stranger:
                     url, sent = follow(url, response.headers.get("Location", ""), sent)
                     continue
                 return Reply(response.status, dict(response.headers), _read(response, bytes_max, url), url)

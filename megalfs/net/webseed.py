@@ -44,9 +44,15 @@ class Origin:
     """One blob at one plain HTTP server, over one kept-alive connection. Not shared between threads."""
 
     def __init__(
-        self, url: str, *, proxies: Mapping[str, str], headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        *,
+        proxies: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        may_redirect: bool = True,
     ) -> None:
         self.url = url
+        self._may_redirect = may_redirect
         self._proxies = proxies
         self._headers = dict(headers or {})
         self._connection: Connection | None = None
@@ -95,7 +101,7 @@ class Origin:
             if self._connection is None:
                 self._connection = Connection(parse_url(self.url), proxies=self._proxies)
             response = self._connection.request("GET", self.url, headers={**self._headers, **headers})
-            if response.status not in {301, 302, 303, 307, 308}:
+            if response.status not in {301, 302, 303, 307, 308} or not self._may_redirect:
                 return response
             self.url, self._headers = follow(self.url, response.headers.get("Location", ""), self._headers)
             self.close()

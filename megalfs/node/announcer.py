@@ -40,6 +40,8 @@ class Announcer:
         self._wake = asyncio.Event()
         self.table = TrackerTable(rng=node.make_rng())
         self.request_count = 0
+        # Trackers that a repository named: told of that repository's blobs, and of nothing else.
+        self.scoped: dict[str, set[Oid]] = {}
 
     # --- as a client ---------------------------------------------------------------------------------------
 
@@ -49,12 +51,12 @@ class Announcer:
 
     async def run(self) -> None:
         """Announces to every tracker whenever something changed and when the interval says so."""
-        trackers = self._node.settings.trackers
-        if not trackers:
-            return
         version: object = None
         next_at = 0.0
         while True:
+            while not self._node.settings.trackers and not self.scoped:
+                self._wake.clear()
+                await self._wake.wait()
             current = await asyncio.to_thread(self._node.store.version)
             now = self._loop.time()
             if current != version or self._wake.is_set() or now >= next_at:
@@ -68,6 +70,9 @@ class Announcer:
     async def _announce_to_all(self) -> float:
         body = await asyncio.to_thread(self._body)
         intervals = [await self._announce(tracker, body) for tracker in self._node.settings.trackers]
+        intervals += [
+            await self._announce(tracker, _only(body, oids)) for tracker, oids in list(self.scoped.items())
+        ]
         return min(intervals)
 
     async def _announce(self, tracker: str, body: dict[str, object]) -> float:
@@ -104,10 +109,16 @@ class Announcer:
 
     async def leave(self) -> None:
         """Tells the trackers that this node goes away."""
-        if not self._node.settings.trackers or not self._node.is_listening:
+        trackers = dict.fromkeys([*self._node.settings.trackers, *self.scoped])
+        if not trackers or not self._node.is_listening:
             return
         body = await asyncio.to_thread(lambda: self._body(is_leaving=True))
-        await asyncio.gather(*(self._announce(tracker, body) for tracker in self._node.settings.trackers))
+        await asyncio.gather(
+            *(
+                self._announce(tracker, _only(body, self.scoped[tracker]) if tracker in self.scoped else body)
+                for tracker in trackers
+            )
+        )
 
     async def ask(self, tracker: str, oid: Oid) -> list[HostPort]:
         """Who has a blob, by one tracker's word.
@@ -159,3 +170,10 @@ class Announcer:
         self.request_count += 1
         peers = self.table.peers(oid, now=self._loop.time(), labels=None, limit=PEERS_PER_ANSWER_MAX)
         return {"oid": str(oid), "peers": [peer.to_json() for peer in peers]}
+
+
+def _only(body: dict[str, object], oids: set[Oid]) -> dict[str, object]:
+    """An announcement for one repository's tracker: what else lies here, and its names, is not its business."""
+    blobs, wanted = body["blobs"], {str(oid) for oid in oids}
+    assert isinstance(blobs, list)
+    return {**body, "blobs": [blob for blob in blobs if blob["oid"] in wanted], "names": []}

@@ -204,15 +204,19 @@ async def run_node(
     stop: asyncio.Event,
     tracker_only: bool = False,
     services: Sequence[ServiceFactory] = (),
+    ports: range | None = None,
 ) -> None:
     """Serves what is published, and `paths` once they are, until `stop` is set; then drains.
+
+    Args:
+        ports: instead of the port of `listen`, the first of these that is free, else any.
 
     Raises:
         BusyError: the port is taken, or another node runs on this root.
     """
     identity = _identity(store, create=True)
     node = Node(store, settings, identity, services=services)
-    await node.start(listen)
+    await node.start(listen, ports=ports)
     try:
         if not tracker_only:
             store.root.write_node(listen=str(HostPort(node.host, node.port)), http_port=node.port)

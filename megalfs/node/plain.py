@@ -46,6 +46,7 @@ class PlainSource:
     url: str
     is_origin: bool
     headers: Mapping[str, str] = field(default_factory=dict)
+    may_redirect: bool = True
 
 
 @dataclass(slots=True)
@@ -98,7 +99,10 @@ class PlainPull:
             if offset and offset == self.size and hasher.digest() == self.oid.raw:
                 return
             origin = Origin(
-                source.url, proxies=self.proxies if source.is_origin else {}, headers=source.headers
+                source.url,
+                proxies=self.proxies if source.is_origin else {},
+                headers=source.headers,
+                may_redirect=source.may_redirect,
             )
             before = offset
             try:
