@@ -1,9 +1,9 @@
 """Kernels against their rivals in one run: throughput, ratios and the names of the kernels that really ran.
 
 Method: CPU time of this thread, best of several rounds, all contenders interleaved round by round so that a
-slow moment of a shared machine hits them alike. Only the ratios of one run mean anything. Two threads are wall
-time, since that is what they save, and need two idle cores. Rivals that are not installed are listed with
-the reason.
+slow moment of a shared machine hits them alike. Only the ratios of one run mean anything. Two threads are
+wall time, since that is what they save, and need two idle cores. Rivals that are not installed are listed
+with the reason.
 
     python bench/bench_kernels.py [--mib 16] [--rounds 7] [--json]
 """
