@@ -13,11 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from megalfs_ext import reference
+from megalfs_ext._buffers import view_of
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from _typeshed import ReadableBuffer
+
+    from megalfs_ext._buffers import BufferLike
 
 try:
     import megalfs_ext._kernels as _kernels
@@ -91,7 +93,7 @@ def _is_reference(stage: str, kernel: str | None) -> bool:
 
 
 def cut_points(
-    buffer: ReadableBuffer,
+    buffer: BufferLike,
     min: int,
     avg: int,
     max: int,
@@ -124,7 +126,7 @@ def cut_points(
 
 
 def scan(
-    buffer: ReadableBuffer,
+    buffer: BufferLike,
     min: int,
     avg: int,
     max: int,
@@ -146,7 +148,7 @@ def scan(
     return _kernels.scan(buffer, min, avg, max, normalization, is_final, kernel)
 
 
-def blake3_many(buffer: ReadableBuffer, ends: ReadableBuffer, *, kernel: str | None = None) -> bytes:
+def blake3_many(buffer: BufferLike, ends: BufferLike, *, kernel: str | None = None) -> bytes:
     """BLAKE3-256 of every chunk, 32 bytes each.
 
     Args:
@@ -160,7 +162,7 @@ def blake3_many(buffer: ReadableBuffer, ends: ReadableBuffer, *, kernel: str | N
     return _kernels.blake3_many(buffer, ends, kernel)
 
 
-def sha256_many(buffer: ReadableBuffer, ends: ReadableBuffer, *, kernel: str | None = None) -> bytes:
+def sha256_many(buffer: BufferLike, ends: BufferLike, *, kernel: str | None = None) -> bytes:
     """SHA-256 of every chunk, 32 bytes each, two chunks at a time in one loop.
 
     Args:
@@ -175,7 +177,7 @@ def sha256_many(buffer: ReadableBuffer, ends: ReadableBuffer, *, kernel: str | N
 
 
 def verify_chunks(
-    buffer: ReadableBuffer, lengths: ReadableBuffer, ids: ReadableBuffer, *, kernel: str | None = None
+    buffer: BufferLike, lengths: BufferLike, ids: BufferLike, *, kernel: str | None = None
 ) -> list[int]:
     """Indices of the chunks whose BLAKE3-256 is not their id; empty when all are right.
 
@@ -192,9 +194,7 @@ def verify_chunks(
     return _kernels.verify_chunks(buffer, lengths, ids, kernel)
 
 
-def verify_segments(
-    buffer: ReadableBuffer, states: ReadableBuffer, *, kernel: str | None = None
-) -> list[int]:
+def verify_segments(buffer: BufferLike, states: BufferLike, *, kernel: str | None = None) -> list[int]:
     """Indices k of the segments that do not take SHA-256 state k to state k + 1; empty when all links hold.
 
     Segments are independent, so any run of them is proven alone, two at a time in one loop.
@@ -212,7 +212,7 @@ def verify_segments(
 
 
 def finish_segment(
-    state: ReadableBuffer, tail: ReadableBuffer, total_size: int, *, kernel: str | None = None
+    state: BufferLike, tail: BufferLike, total_size: int, *, kernel: str | None = None
 ) -> bytes:
     """The SHA-256 digest of a file of `total_size` bytes that ends with `tail` after `state`: the last link.
 
@@ -223,24 +223,24 @@ def finish_segment(
     Raises:
         ValueError: sizes that do not fit together.
     """
-    size = memoryview(tail).nbytes
+    size = view_of(tail).nbytes
     is_whole = size <= total_size < _SHA256_BYTES_END and (total_size - size) % SEGMENT_BYTES == 0
     if size > SEGMENT_BYTES or not is_whole:
         raise ValueError(f"a tail of {size} bytes cannot end {total_size} bytes at a segment")
     return _finish(state, tail, total_size, kernel)
 
 
-def _finish(state: ReadableBuffer, tail: ReadableBuffer, total: int, kernel: str | None) -> bytes:
+def _finish(state: BufferLike, tail: BufferLike, total: int, kernel: str | None) -> bytes:
     if _is_reference("sha256", kernel):
         return reference.sha256_finish(state, tail, total)
     return _kernels.sha256_finish(state, tail, total, kernel)
 
 
-def sha256(buffer: ReadableBuffer, *, kernel: str | None = None) -> bytes:
+def sha256(buffer: BufferLike, *, kernel: str | None = None) -> bytes:
     """SHA-256 of the buffer, one lane."""
     if _is_reference("sha256", kernel):
         return reference.sha256(buffer)
-    return _kernels.sha256_finish(INITIAL_STATE, buffer, memoryview(buffer).nbytes, kernel)
+    return _kernels.sha256_finish(INITIAL_STATE, buffer, view_of(buffer).nbytes, kernel)
 
 
 class ChainHasher:
@@ -264,7 +264,7 @@ class ChainHasher:
         self._total = 0
         self._states = bytearray()
 
-    def update(self, buffer: ReadableBuffer, ends: ReadableBuffer) -> bytes:
+    def update(self, buffer: BufferLike, ends: BufferLike) -> bytes:
         """Take the next bytes of the file, which are whole chunks; return the SHA-256 of each, 32 bytes.
 
         Args:
@@ -278,7 +278,7 @@ class ChainHasher:
         else:
             step = _kernels.chain_update(self._state, self._carry, self._total, buffer, ends, self._kernel)
         self._state, self._carry, digests, states = step
-        self._total += memoryview(buffer).nbytes
+        self._total += view_of(buffer).nbytes
         self._states += states
         return digests
 

@@ -1,7 +1,7 @@
-from _typeshed import ReadableBuffer
+from megalfs_ext._buffers import BufferLike
 
 def scan(
-    buffer: ReadableBuffer,
+    buffer: BufferLike,
     min_: int,
     avg: int,
     max_: int,
@@ -11,7 +11,7 @@ def scan(
     /,
 ) -> bytes: ...
 def cut_points(
-    buffer: ReadableBuffer,
+    buffer: BufferLike,
     min_: int,
     avg: int,
     max_: int,
@@ -20,21 +20,19 @@ def cut_points(
     kernel: str | None,
     /,
 ) -> bytes: ...
-def blake3_many(buffer: ReadableBuffer, ends: ReadableBuffer, kernel: str | None, /) -> bytes: ...
-def sha256_many(buffer: ReadableBuffer, ends: ReadableBuffer, kernel: str | None, /) -> bytes: ...
+def blake3_many(buffer: BufferLike, ends: BufferLike, kernel: str | None, /) -> bytes: ...
+def sha256_many(buffer: BufferLike, ends: BufferLike, kernel: str | None, /) -> bytes: ...
 def verify_chunks(
-    buffer: ReadableBuffer, lengths: ReadableBuffer, ids: ReadableBuffer, kernel: str | None, /
+    buffer: BufferLike, lengths: BufferLike, ids: BufferLike, kernel: str | None, /
 ) -> list[int]: ...
-def verify_segments(buffer: ReadableBuffer, states: ReadableBuffer, kernel: str | None, /) -> list[int]: ...
-def sha256_finish(
-    state: ReadableBuffer, tail: ReadableBuffer, total: int, kernel: str | None, /
-) -> bytes: ...
+def verify_segments(buffer: BufferLike, states: BufferLike, kernel: str | None, /) -> list[int]: ...
+def sha256_finish(state: BufferLike, tail: BufferLike, total: int, kernel: str | None, /) -> bytes: ...
 def chain_update(
-    state: ReadableBuffer,
-    carry: ReadableBuffer,
+    state: BufferLike,
+    carry: BufferLike,
     total: int,
-    buffer: ReadableBuffer,
-    ends: ReadableBuffer,
+    buffer: BufferLike,
+    ends: BufferLike,
     kernel: str | None,
     /,
 ) -> tuple[bytes, bytes, bytes, bytes]: ...

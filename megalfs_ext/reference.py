@@ -11,10 +11,13 @@ import hashlib
 import math
 from typing import TYPE_CHECKING
 
+from megalfs_ext._buffers import view_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from _typeshed import ReadableBuffer
+    from megalfs_ext._buffers import BufferLike
+
 
 __all__ = [
     "GEAR",
@@ -82,11 +85,11 @@ def _first_cut(chunk: memoryview, minimum: int, average: int, masks: tuple[int, 
 
 
 def scan(
-    buffer: ReadableBuffer, minimum: int, average: int, maximum: int, normalization: int, is_final: bool
+    buffer: BufferLike, minimum: int, average: int, maximum: int, normalization: int, is_final: bool
 ) -> bytes:
     """Ends of all decided chunks as little-endian u64."""
     _check_parameters(minimum, average, maximum, normalization)
-    view = memoryview(buffer).cast("B")
+    view = view_of(buffer).cast("B")
     bits = (average**2).bit_length() // 2  # log2 rounded to the nearest
     masks = MASKS[bits + normalization], MASKS[bits - normalization]
     ends = bytearray()
@@ -98,7 +101,7 @@ def scan(
 
 
 def cut_points(
-    buffer: ReadableBuffer, minimum: int, average: int, maximum: int, normalization: int, threads: int
+    buffer: BufferLike, minimum: int, average: int, maximum: int, normalization: int, threads: int
 ) -> bytes:
     """As `scan` to the end; threads cannot change the cuts and are not used."""
     if not 1 <= threads <= 64:
@@ -106,8 +109,8 @@ def cut_points(
     return scan(buffer, minimum, average, maximum, normalization, is_final=True)
 
 
-def _chunks(buffer: ReadableBuffer, ends: ReadableBuffer) -> Iterator[memoryview]:
-    view, ends_view = memoryview(buffer).cast("B"), memoryview(ends)
+def _chunks(buffer: BufferLike, ends: BufferLike) -> Iterator[memoryview]:
+    view, ends_view = view_of(buffer).cast("B"), view_of(ends)
     raw = ends_view.cast("B")
     if len(raw) % 8 or ends_view.itemsize not in (1, 8):
         raise ValueError("ends must be uint64 values")
@@ -122,26 +125,26 @@ def _chunks(buffer: ReadableBuffer, ends: ReadableBuffer) -> Iterator[memoryview
         start = end
 
 
-def blake3_many(buffer: ReadableBuffer, ends: ReadableBuffer) -> bytes:
+def blake3_many(buffer: BufferLike, ends: BufferLike) -> bytes:
     """BLAKE3 of every chunk."""
     from blake3 import blake3
 
     return b"".join(blake3(chunk).digest() for chunk in _chunks(buffer, ends))
 
 
-def sha256_many(buffer: ReadableBuffer, ends: ReadableBuffer) -> bytes:
+def sha256_many(buffer: BufferLike, ends: BufferLike) -> bytes:
     """SHA-256 of every chunk."""
     return b"".join(hashlib.sha256(chunk).digest() for chunk in _chunks(buffer, ends))
 
 
-def sha256(buffer: ReadableBuffer) -> bytes:
+def sha256(buffer: BufferLike) -> bytes:
     """SHA-256 of the buffer."""
-    return hashlib.sha256(buffer).digest()
+    return hashlib.sha256(view_of(buffer)).digest()
 
 
-def verify_chunks(buffer: ReadableBuffer, lengths: ReadableBuffer, ids: ReadableBuffer) -> list[int]:
+def verify_chunks(buffer: BufferLike, lengths: BufferLike, ids: BufferLike) -> list[int]:
     """Indices of the consecutive chunks whose BLAKE3 is not their id."""
-    id_view, lengths_view = memoryview(ids).cast("B"), memoryview(lengths)
+    id_view, lengths_view = view_of(ids).cast("B"), view_of(lengths)
     raw = lengths_view.cast("B")
     if len(id_view) % 32:
         raise ValueError(f"ids must be 32 bytes each, not {len(id_view)} in all")
@@ -152,7 +155,7 @@ def verify_chunks(buffer: ReadableBuffer, lengths: ReadableBuffer, ids: Readable
     if width not in (4, 8) or len(raw) != width * count:
         raise ValueError("lengths must be one uint32 or uint64 for each 32-byte id")
     sizes = [int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width)]
-    size = memoryview(buffer).nbytes
+    size = view_of(buffer).nbytes
     if sum(sizes) != size:
         raise ValueError(f"lengths sum to {sum(sizes)}, not to the buffer's {size} bytes")
     ends = b"".join(sum(sizes[: i + 1]).to_bytes(8, "little") for i in range(count))
@@ -210,16 +213,16 @@ def _run(state: bytes, blocks: memoryview) -> bytes:
     return b"".join(word.to_bytes(4, "big") for word in words)
 
 
-def _sized(buffer: ReadableBuffer, size: int, what: str) -> bytes:
-    raw = bytes(memoryview(buffer).cast("B"))
+def _sized(buffer: BufferLike, size: int, what: str) -> bytes:
+    raw = bytes(view_of(buffer).cast("B"))
     if len(raw) != size:
         raise ValueError(f"{what} must be {size} bytes, not {len(raw)}")
     return raw
 
 
-def verify_segments(buffer: ReadableBuffer, states: ReadableBuffer) -> list[int]:
+def verify_segments(buffer: BufferLike, states: BufferLike) -> list[int]:
     """Indices of the segments that do not take their state to the next one."""
-    view = memoryview(buffer).cast("B")
+    view = view_of(buffer).cast("B")
     if len(view) % SEGMENT_BYTES:
         raise ValueError(f"buffer must be whole segments of {SEGMENT_BYTES} bytes, not {len(view)}")
     count = len(view) // SEGMENT_BYTES
@@ -232,9 +235,9 @@ def verify_segments(buffer: ReadableBuffer, states: ReadableBuffer) -> list[int]
     ]
 
 
-def sha256_finish(state: ReadableBuffer, tail: ReadableBuffer, total: int) -> bytes:
+def sha256_finish(state: BufferLike, tail: BufferLike, total: int) -> bytes:
     """The digest when `tail` ends a message of `total` bytes whose whole blocks before it led to `state`."""
-    raw, rest = _sized(state, 32, "state"), bytes(memoryview(tail).cast("B"))
+    raw, rest = _sized(state, 32, "state"), bytes(view_of(tail).cast("B"))
     if total < len(rest) or (total - len(rest)) % BLOCK_BYTES:
         raise ValueError(f"a tail of {len(rest)} bytes cannot end {total} bytes")
     zeros = bytes(-(len(rest) + 9) % BLOCK_BYTES)
@@ -242,11 +245,11 @@ def sha256_finish(state: ReadableBuffer, tail: ReadableBuffer, total: int) -> by
 
 
 def chain_update(
-    state: ReadableBuffer, carry: ReadableBuffer, total: int, buffer: ReadableBuffer, ends: ReadableBuffer
+    state: BufferLike, carry: BufferLike, total: int, buffer: BufferLike, ends: BufferLike
 ) -> tuple[bytes, bytes, bytes, bytes]:
     """One step of ChainHasher: (state, carry) after it, the chunks' digests, the states reached."""
     raw, carried = _sized(state, 32, "state"), _sized(carry, total % BLOCK_BYTES, "carry")
-    view = memoryview(buffer).cast("B")
+    view = view_of(buffer).cast("B")
     chunks = list(_chunks(view, ends))
     if sum(map(len, chunks)) != len(view):
         raise ValueError("the last chunk must end where the buffer does")
