@@ -34,6 +34,16 @@ SIGNATURES_CHARS_MAX = 8 << 10  # fits one HTTP header; one signature has 143 ch
 MANIFEST_KIND = "manifest"
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
+# Points of small order, sign bit aside, as libsodium lists them: signatures of such "keys" need no private key.
+_SMALL_ORDER = frozenset(
+    {
+        bytes(32),
+        b"\x01" + bytes(31),
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+        *(bytes((low,)) + b"\xff" * 30 + b"\x7f" for low in (0xEC, 0xED, 0xEE)),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,8 @@ def verify(key: NodeKey, kind: str, payload: bytes, signature: bytes) -> None:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+    if key.raw[:31] + bytes((key.raw[31] & 0x7F,)) in _SMALL_ORDER:
+        raise PolicyError(f"{key} is nobody's key: a point of small order")
     try:
         Ed25519PublicKey.from_public_bytes(key.raw).verify(signature, _message(kind, payload))
     except (InvalidSignature, ValueError) as e:  # ValueError: bytes that OpenSSL takes for no key at all
