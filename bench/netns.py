@@ -1,0 +1,157 @@
+"""Hosts in network namespaces with shaped links, for benches that need real links: made here, removed here.
+
+Each host is a namespace with one veth into a bridge; tbf shapes its upload inside and its download on the bridge's
+side. Needs root and iproute2. Names carry the process id, so two runs do not meet, and everything is removed on exit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Host", "Network", "why_not"]
+
+BURST = "256kb"
+LATENCY = "50ms"
+
+
+def why_not() -> str | None:
+    """The reason why namespaces cannot be made here, or None."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None or shutil.which("tc") is None:
+        return "iproute2 is not installed (apt-get install iproute2)"
+    probe = f"mp{os.getpid()}"
+    done = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"ip netns add: {done.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", probe], check=False)
+    return None
+
+
+def run(*argv: str) -> None:
+    """Runs one configuration command."""
+    subprocess.run(argv, check=True, capture_output=True)
+
+
+@dataclass(frozen=True)
+class Host:
+    """One namespace."""
+
+    name: str
+    address: str
+    outside: str
+
+    def command(self, argv: list[str]) -> list[str]:
+        """The same command inside the namespace."""
+        return ["ip", "netns", "exec", self.name, *argv]
+
+    def bytes_sent(self) -> int:
+        """What left through its link, headers included."""
+        text = subprocess.run(
+            self.command(["cat", "/sys/class/net/eth0/statistics/tx_bytes"]),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        return int(text)
+
+    def shape(self, mbit: float) -> None:
+        """Sets both directions of its link."""
+        rate = f"{mbit}mbit"
+        shaping = ["root", "tbf", "rate", rate, "burst", BURST, "latency", LATENCY]
+        run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", *shaping)
+        run("tc", "qdisc", "replace", "dev", self.outside, *shaping)
+
+    def cut(self) -> None:
+        """Takes the link down: a silent death."""
+        run("ip", "link", "set", self.outside, "down")
+
+
+class Network:
+    """A bridge with hosts; a context manager. `racks` > 1 puts hosts on bridges joined by one thin link."""
+
+    def __init__(self, count: int, mbit: float, *, racks: int = 1, thin_mbit: float | None = None) -> None:
+        self._tag = os.getpid() % 10000
+        self._count = count
+        self._mbit = mbit
+        self._racks = racks
+        self._thin_mbit = thin_mbit
+        self.hosts: list[Host] = []
+
+    def __enter__(self) -> Self:
+        try:
+            for rack in range(self._racks):
+                bridge = f"mb{self._tag}r{rack}"
+                run("ip", "link", "add", bridge, "type", "bridge")
+                run("ip", "link", "set", bridge, "up")
+            for index in range(self._count):
+                self.hosts.append(self._host(index))
+            if self._racks == 2:
+                self._join_racks()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def rack_of(self, index: int) -> int:
+        """Host 0 (the seeder) and the first half are in rack 0."""
+        return 0 if self._racks == 1 or index <= (self._count - 1) // 2 else 1
+
+    def thin_bytes(self) -> int:
+        """Bytes that crossed the thin link, both ways."""
+        base = f"/sys/class/net/ma{self._tag}/statistics"
+        total = 0
+        for name in ("rx_bytes", "tx_bytes"):
+            total += int(Path(base, name).read_text())
+        return total
+
+    def _host(self, index: int) -> Host:
+        name, outside = f"mh{self._tag}n{index}", f"mv{self._tag}n{index}"
+        address = f"10.77.{self.rack_of(index)}.{index + 1}"
+        run("ip", "netns", "add", name)
+        run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
+        run("ip", "link", "set", outside, "master", f"mb{self._tag}r{self.rack_of(index)}", "up")
+        run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "-n", name, "link", "set", "eth0", "up")
+        run("ip", "-n", name, "addr", "add", f"{address}/16", "dev", "eth0")
+        host = Host(name, address, outside)
+        host.shape(self._mbit)
+        return host
+
+    def _join_racks(self) -> None:
+        a, b = f"ma{self._tag}", f"mz{self._tag}"
+        run("ip", "link", "add", a, "type", "veth", "peer", "name", b)
+        run("ip", "link", "set", a, "master", f"mb{self._tag}r0", "up")
+        run("ip", "link", "set", b, "master", f"mb{self._tag}r1", "up")
+        if self._thin_mbit is not None:
+            for end in (a, b):
+                shaping = [
+                    "root",
+                    "tbf",
+                    "rate",
+                    f"{self._thin_mbit}mbit",
+                    "burst",
+                    BURST,
+                    "latency",
+                    LATENCY,
+                ]
+                run("tc", "qdisc", "add", "dev", end, *shaping)
+
+    def _remove(self) -> None:
+        for index in range(self._count):
+            subprocess.run(["ip", "netns", "del", f"mh{self._tag}n{index}"], capture_output=True, check=False)
+        if self._racks == 2:
+            subprocess.run(["ip", "link", "del", f"ma{self._tag}"], capture_output=True, check=False)
+        for rack in range(self._racks):
+            subprocess.run(["ip", "link", "del", f"mb{self._tag}r{rack}"], capture_output=True, check=False)
