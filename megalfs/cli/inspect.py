@@ -156,8 +156,9 @@ def _verify(context: Context) -> int:
                     _report(context, blob, str(path), is_good=is_good)
                     bad += [] if is_good else [str(path)]
     if bad:
+        more = f", nor do {len(bad) - 1} others" if len(bad) > 1 else ""
         raise IntegrityError(
-            f"{len(bad)} of the files no longer hold what was published, the first is {bad[0]!r}",
+            f"{bad[0]!r} no longer holds what was published{more}",
             hint="they are not served; pull fetches the blob again, publish takes up the new bytes",
         )
     return 0

@@ -6,6 +6,7 @@ twice a second) must hold while the event loop is busy.
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from megalfs.cli.ui import rate_text, share_text, size_text, time_text
 if TYPE_CHECKING:
     from megalfs.cli.ui import Ui
 
-__all__ = ["Progress", "Snapshot"]
+__all__ = ["Progress", "Snapshot", "View", "make_view"]
 
 JSON_INTERVAL_S = 0.4  # promised: at least twice a second
 BAR_INTERVAL_S = 0.1
 LINE_INTERVAL_S = 10.0
+COLUMNS = 100  # of a terminal that does not say: serial consoles, some job runners
 
 
 class Snapshot(Protocol):
@@ -58,7 +60,9 @@ class _Nothing:
     peer_count: int = 0
 
 
-class _View(Protocol):
+class View(Protocol):
+    """One way to show progress, asked every `interval_s`."""
+
     interval_s: float
 
     def show(self, now: Snapshot, seconds: float) -> None: ...
@@ -70,7 +74,7 @@ class Progress:
 
     def __init__(self, ui: Ui, verb: str) -> None:
         """`verb` is what is being done: `pull`, `publish`."""
-        self._view = _view(ui, verb)
+        self._view = make_view(ui, verb)
         self._latest: Snapshot = _Nothing()
         self._started_s = time.monotonic()
         self._is_closed = threading.Event()
@@ -98,7 +102,8 @@ class Progress:
             view.show(self._latest, time.monotonic() - self._started_s)
 
 
-def _view(ui: Ui, verb: str) -> _View | None:
+def make_view(ui: Ui, verb: str) -> View | None:
+    """How progress is shown here; None with `--quiet`."""
     if ui.is_json:
         return _JsonView(ui)
     if ui.is_quiet:
@@ -202,6 +207,7 @@ class _BarView:
     def __init__(self, ui: Ui) -> None:
         from tqdm import tqdm
 
+        is_sized = shutil.get_terminal_size((0, 0)).columns > 0
         self._ui = ui
         self._bar = tqdm(
             total=0,
@@ -209,7 +215,8 @@ class _BarView:
             unit_scale=True,
             unit_divisor=1024,
             file=ui.err,
-            dynamic_ncols=True,
+            dynamic_ncols=is_sized,
+            ncols=None if is_sized else COLUMNS,
             leave=False,
             mininterval=0.0,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TextIO
@@ -37,6 +38,7 @@ class Ui:
         self.is_quiet = is_quiet
         self.is_verbose = is_verbose
         self.is_debug = is_debug
+        self._lock = threading.Lock()
         self.out = out or sys.stdout
         self.err = err or sys.stderr
         # A bar on the terminal puts its own writer here, so that a message does not tear it.
@@ -49,16 +51,16 @@ class Ui:
 
     def result(self, line: str) -> None:
         """One line of the answer, on stdout."""
-        print(plain(line), file=self.out, flush=True)
+        self._write(self.out, plain(line))
 
     def record(self, document: Mapping[str, object]) -> None:
         """One line of JSON on stdout, flushed, so that a program sees it at once."""
-        print(json.dumps(document, separators=(",", ":")), file=self.out, flush=True)
+        self._write(self.out, json.dumps(document, separators=(",", ":")))
 
     def clear_screen(self) -> None:
         """Starts a fresh page, where stdout is a terminal."""
         if self.out.isatty():
-            print("\x1b[H\x1b[2J", file=self.out, end="")
+            self.out.write("\x1b[H\x1b[2J")
 
     def note(self, line: str) -> None:
         """Something nice to know, on stderr; not with `--quiet`."""
@@ -81,7 +83,7 @@ class Ui:
             self._message(f"hint: {error.hint}")
         self._trace(error)
         if self.is_json:
-            rejected = getattr(error, "rejected", None) or {}
+            rejected = error.rejected
             # The reader of stdout may be what failed: the exit code still says it.
             with suppress(OSError):
                 self.record(
@@ -108,7 +110,13 @@ class Ui:
             if self.write_above_bar is not None:
                 self.write_above_bar(text)
             else:
-                print(text, file=self.err, flush=True)
+                self._write(self.err, text)
+
+    def _write(self, stream: TextIO, line: str) -> None:
+        """One line, whole: a progress thread and the main one print to the same streams."""
+        with self._lock:
+            stream.write(line + "\n")
+            stream.flush()
 
 
 def plain(text: str) -> str:
