@@ -48,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
 
 def entry() -> NoReturn:
     """The console script."""
+    # numpy's OpenBLAS would start a thread a core, each with 30 MB of address space, for algebra we never do.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     sys.exit(main(sys.argv[1:], os.environ))
 
 
