@@ -11,7 +11,7 @@ TEST ?=
 CHECKED := megalfs megalfs_ext tests bench scripts setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench sim fuzz sanitize clean
+.PHONY: help setup demo test check format bench bench-swarm sim fuzz sanitize clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: $(READY)  ## kernels, publish and pull beside their rivals: the tables of
 	$(BIN)/python bench/bench_kernels.py
 	$(BIN)/python bench/bench_publish.py
 	$(BIN)/python bench/bench_pull.py
+
+bench-swarm: $(READY)  ## many receivers on shaped links, against what theory allows; needs root
+	$(BIN)/python bench/bench_swarm.py
 
 sim: $(READY)  ## SIM_SEEDS simulated swarms with loss and crashes
 	SIM_SEEDS=$(SIM_SEEDS) $(BIN)/python -m pytest -q $(wildcard tests/test_sim*.py tests/sim/test_*.py)

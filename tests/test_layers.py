@@ -24,13 +24,14 @@ ALLOWED = {
     "net": {"net", "core", "formats", "errors", "config"},
     "node": {"node", "store", "net", "core", "formats", "errors", "config"},
     "cli": {"cli", "node", "store", "net", "core", "formats", "errors", "config"},
+    "git": {"git", "node", "store", "net", "core", "formats", "errors", "config"},
     "errors": set(),
     "config": {"core", "formats", "errors"},
     "__main__": {"cli"},
     "__init__": {"node", "store", "core", "formats", "errors", "config"},
 }
 # Layers below `node` that know the kernels.
-KERNELS = {"core", "formats", "store", "net", "node", "cli"}
+KERNELS = {"core", "formats", "store", "net", "node", "cli", "git"}
 # I/O, clocks, threads, randomness, logs: nothing of these in what a simulation must be able to run.
 IMPURE = {
     "asyncio", "concurrent", "ctypes", "fcntl", "http", "io", "logging", "multiprocessing", "mmap", "os", "pathlib",
