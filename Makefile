@@ -60,15 +60,8 @@ fuzz: $(READY)  ## every parser on random input, FUZZ_SECONDS each
 	@for target in tests/fuzz/fuzz_*.py; do \
 		echo "$$target"; $(BIN)/python "$$target" --seconds $(FUZZ_SECONDS) || exit 1; done
 
-# In a copy, so that the sanitized extension never takes the place of the fast one.
-sanitize: $(READY)  ## the kernels' tests under ASan and UBSan
-	@rm -rf build/sanitize && mkdir -p build/sanitize
-	@cp -r megalfs megalfs_ext tests setup.py pyproject.toml build/sanitize/
-	@rm -f build/sanitize/megalfs_ext/*.so
-	cd build/sanitize && MEGALFS_SANITIZE=1 ../../$(BIN)/python setup.py --quiet build_ext --inplace
-	cd build/sanitize && ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 UBSAN_OPTIONS=halt_on_error=1 \
-		LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
-		../../$(BIN)/python -m pytest -q -p no:cacheprovider $(wildcard tests/test_kernels*.py)
+sanitize: $(READY)  ## the kernels' tests under ASan and UBSan, in a build of their own
+	PYTHON=$(BIN)/python sh tests/sanitize.sh
 
 clean:  ## what was built; .venv and .cache stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

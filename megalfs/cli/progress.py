@@ -194,7 +194,7 @@ def _facts(now: Snapshot) -> list[tuple[str, str]]:
         facts.append(("origin", share_text(now.bytes_origin, now.bytes_total)))
     if now.bytes_reused:
         facts.append(("reused", share_text(now.bytes_reused, now.bytes_total)))
-    if now.phase not in ("fetching", "hashing"):
+    if now.phase == "proving" or not now.bytes_total:  # the others are seen from the bytes
         facts.append(("phase", now.phase))
     return facts
 

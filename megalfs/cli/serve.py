@@ -65,6 +65,7 @@ def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
     settings = context.settings()
     from megalfs.cli.running import run_until_signal
     from megalfs.formats.hostport import HostPort
+    from megalfs.git.services import git_services
     from megalfs.node.api import run_node
 
     listen = context.args.listen or settings.listen or HostPort("0.0.0.0", DEFAULT_PORT)  # noqa: S104 - DESIGN 6
@@ -79,6 +80,7 @@ def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
                 on_ready=lambda info: _print_ready(context, info, is_tracker=is_tracker),
                 stop=stop,
                 tracker_only=is_tracker,
+                services=() if is_tracker else git_services(),
             )
 
         run_until_signal(context.ui, work)
