@@ -38,6 +38,7 @@ def run_until_signal(ui: Ui, work: Callable[[asyncio.Event], Awaitable[T]]) -> O
     """Runs `work`, whose event is set by SIGINT or SIGTERM; it then ends in its own time."""
     _send_logs_to(ui)
     threading.excepthook = lambda args: ui.unexpected(args.exc_value or args.exc_type())
+    gc.freeze()  # what was imported stays: the collector need not walk it while lanes wait for the GIL
     return asyncio.run(_run(work))
 
 
