@@ -1,0 +1,1 @@
+"""Git: pointers, the git-lfs agent and server, repositories between peers."""

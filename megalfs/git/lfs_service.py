@@ -1,0 +1,107 @@
+"""What a node does for the git-lfs agents of its user: one scheduler for the downloads and uploads of all of them.
+
+An agent posts one object and reads lines of JSON until one says how it ended; when it goes away (Ctrl-C,
+`kill -9`) the connection breaks and, with nobody left who wants it, so does the pull; its partial stays.
+
+    root/lfs/<oid>                the node's own name of every object: git-lfs has a hard link of it, or a reflink
+    <lfs storage>/megalfs/        partials and objects where the storage is on another file system than the root;
+                                  hand-overs, `<oid>.<random>.out`, which git-lfs renames to their place
+
+Nobody edits files of either store, so hard links between them are safe; `store/identity.py` says how such a
+file is watched. Files a person published are never hard-linked into a git store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from megalfs.errors import MegalfsError, UsageError
+from megalfs.git.lfs_downloads import Downloads
+from megalfs.git.lfs_objects import Objects
+from megalfs.git.lfs_transfer import Transfer
+from megalfs.git.lfs_uploads import Uploads
+
+if TYPE_CHECKING:
+    from megalfs.node.node import Node
+
+__all__ = ["LfsAgentService"]
+
+log = logging.getLogger(__name__)
+
+
+class LfsAgentService:
+    """Routes below `/v1/local/lfs/`, for who holds the root's token."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        objects = Objects(node.store)
+        self._downloads = Downloads(node, objects)
+        self._uploads = Uploads(node, objects)
+
+    def routes(self) -> Sequence[web.AbstractRouteDef]:
+        """As `node.service.Service`."""
+        return [
+            web.post("/v1/local/lfs/download", self._download),
+            web.post("/v1/local/lfs/upload", self._upload),
+            web.post("/v1/local/lfs/finish", self._finish),
+        ]
+
+    async def start(self) -> None:
+        """As `node.service.Service`."""
+        self._uploads.restore()
+
+    async def close(self) -> None:
+        """Ends what runs; partials stay."""
+        await self._downloads.close()
+        await asyncio.to_thread(self._uploads.save)
+
+    async def _download(self, request: web.Request) -> web.StreamResponse:
+        transfer = Transfer.parse(await self._body(request))
+        return await self._stream(request, self._downloads.run(transfer))
+
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        transfer = Transfer.parse(await self._body(request))
+        return await self._stream(request, self._uploads.run(transfer))
+
+    async def _finish(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        await asyncio.to_thread(self._uploads.save)
+        return web.json_response({"notes": self._uploads.notes(str(body.get("session")))}, dumps=_line)
+
+    async def _body(self, request: web.Request) -> dict[str, object]:
+        if not self._node.guard.is_local(request):
+            raise web.HTTPUnauthorized(text="megalfs: only for this user's programs\n")
+        body = json.loads(await request.text())
+        if not isinstance(body, dict):
+            raise UsageError("a JSON object is expected")
+        return body
+
+    async def _stream(
+        self, request: web.Request, replies: AsyncGenerator[dict[str, object], None]
+    ) -> web.StreamResponse:
+        """Sends replies as they come; an agent that left ends the iteration, and so the transfer."""
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        try:
+            async for reply in replies:
+                await response.write(_line(reply).encode())
+        except MegalfsError as error:
+            hint = f"; {error.hint}" if error.hint else ""
+            await response.write(_line({"error": f"{error}{hint}"}).encode())
+        except ConnectionError:
+            log.info("the agent of %s left", request.path)
+            return response
+        finally:
+            await replies.aclose()
+        await response.write_eof()
+        return response
+
+
+def _line(document: object) -> str:
+    return json.dumps(document) + "\n"

@@ -1,0 +1,159 @@
+"""Whom to ask for the objects of one repository: its user's settings, its git configuration, what it commits.
+
+What a repository commits (`.megalfs.toml`) comes from strangers, so it may only name peers and trackers, and
+these are asked as strangers: plain `/v1` requests without any header of ours, no redirects, and never an
+address that only means something on this link (cloud metadata services live there).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from megalfs.core.link import parse_http_url
+from megalfs.errors import ConfigError, UsageError
+from megalfs.formats.hostport import HostPort
+
+if TYPE_CHECKING:
+    from megalfs.config import Settings
+
+__all__ = ["CONFIG_NAME", "RepositoryFile", "Sources", "find_sources"]
+
+log = logging.getLogger(__name__)
+
+CONFIG_NAME = ".megalfs.toml"
+DEFAULT_PORT = 7427
+ENTRIES_MAX = 64  # peers, and trackers, that one repository may name
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryFile:
+    """What `.megalfs.toml` says."""
+
+    peers: tuple[HostPort, ...] = ()
+    trackers: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> RepositoryFile:
+        """Reads the file; keys of later versions, and those that are not harmless, are ignored and logged.
+
+        Raises:
+            ConfigError: it is no TOML, or a value is not what its key wants.
+        """
+        import tomllib
+
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{CONFIG_NAME}: {error}") from error
+        for name in sorted(set(document) - {"peers", "trackers"}):
+            log.warning("%s: the key %r means nothing here and is ignored", CONFIG_NAME, name)
+        try:
+            peers = tuple(_stranger_peer(text) for text in _texts(document.get("peers", [])))
+            trackers = tuple(_stranger_url(text) for text in _texts(document.get("trackers", [])))
+        except UsageError as error:
+            raise ConfigError(f"{CONFIG_NAME}: {error}") from error
+        return cls(peers, trackers)
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > ENTRIES_MAX or not all(isinstance(v, str) for v in value):
+        raise UsageError(f"a list of at most {ENTRIES_MAX} texts is expected, not {str(value)[:80]!r}")
+    return value
+
+
+def _stranger_peer(text: str) -> HostPort:
+    peer = HostPort.parse(text, default_port=DEFAULT_PORT)
+    _check_host(peer.host)
+    return peer
+
+
+def _stranger_url(text: str) -> str:
+    url = parse_http_url(text)
+    _check_host(urlsplit(url).hostname or "")
+    return url
+
+
+def _check_host(host: str) -> None:
+    """Refuses addresses of this link, whatever name leads there."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return  # nobody there; asking will say so
+    for each in found:
+        address = ipaddress.ip_address(each.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if address.is_link_local or address.is_multicast or address.is_unspecified:
+            raise UsageError(f"a repository may not name {host!r}: {address} is no peer")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Peers and trackers of one repository; `strangers` are the `host:port` that only the repository names."""
+
+    peers: tuple[HostPort, ...]
+    trackers: tuple[str, ...]
+    strangers: frozenset[str]
+    stranger_trackers: tuple[str, ...]
+    homes: tuple[str, ...]
+    description: str
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nobody to ask."""
+        return not self.peers and not self.trackers
+
+
+def find_sources(
+    settings: Settings,
+    git: Mapping[str, Sequence[str]],
+    text: str,
+    where: str,
+    *,
+    hints: Sequence[HostPort] = (),
+) -> Sources:
+    """Puts together whom to ask. Blocks: names are resolved.
+
+    Args:
+        git: the values of `megalfs.*` in git's own configuration (never `.lfsconfig`), which the user wrote.
+        text: of the repository's `.megalfs.toml`, and `where` that was found.
+        hints: peers that an LFS server of the user's own named.
+
+    Raises:
+        UsageError: some value is no peer or URL.
+    """
+    own_peers = [
+        *settings.peers,
+        *(HostPort.parse(v, default_port=DEFAULT_PORT) for v in git.get("megalfs.peer", ())),
+    ]
+    own_trackers = [*settings.trackers, *map(parse_http_url, git.get("megalfs.tracker", ()))]
+    theirs = RepositoryFile.parse(text) if text else RepositoryFile()
+    own = {str(peer) for peer in own_peers} | {urlsplit(url).netloc for url in own_trackers}
+    named = {str(peer) for peer in (*theirs.peers, *hints)} | {
+        urlsplit(url).netloc for url in theirs.trackers
+    }
+    parts = [
+        _listed("peers", own_peers, "your configuration"),
+        _listed("trackers", own_trackers, "your configuration"),
+        _listed("peers", theirs.peers, where),
+        _listed("trackers", theirs.trackers, where),
+        _listed("peers", hints, "the LFS server"),
+    ]
+    return Sources(
+        peers=tuple(dict.fromkeys((*own_peers, *theirs.peers, *hints))),
+        trackers=tuple(dict.fromkeys((*own_trackers, *theirs.trackers))),
+        strangers=frozenset(named - own),
+        stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),
+        homes=tuple(parse_http_url(url) for url in git.get("megalfs.home", ())),
+        description="; ".join(filter(None, parts)),
+    )
+
+
+def _listed(kind: str, entries: Sequence[object], where: str) -> str:
+    return f"{kind} {', '.join(map(str, entries))} of {where}" if entries else ""
