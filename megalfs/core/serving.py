@@ -8,7 +8,7 @@ from megalfs.core.grants import Grants
 from megalfs.core.messages import Granting, HaveAll, Reject, RejectReason
 from megalfs.core.meter import Meter
 from megalfs.core.picker import relay_bytes_max
-from megalfs.core.session import PeerKind, Session
+from megalfs.core.session import PeerKind, Session, Shows
 from megalfs.core.state import SwarmState
 from megalfs.core.uploads import Uploads
 
@@ -50,7 +50,7 @@ class Serving:
             if wanted and not self.is_granting:
                 grants.refill()
             if (wanted and grants.has_pool) != self.is_granting:
-                self._set_granting(not self.is_granting)
+                self._turn_granting()
             elif stranger is not None:
                 self.reveal(stranger)
         self.go_on(now)
@@ -65,10 +65,10 @@ class Serving:
         """We no longer hold everything; the caller tells the peers what is left."""
         self.is_granting = False
 
-    def announced(self, run: Run) -> None:
+    def announced(self, session: Session, run: Run, now: float) -> None:
         """A leecher holds a run now."""
         if self._grants is not None:
-            self._grants.announced(run)
+            self._grants.announced(session, run, now)
 
     def requested(self, session: Session, run: Run, now: float) -> None:
         """A peer asks for a run."""
@@ -140,10 +140,11 @@ class Serving:
         spread_at = max(now, oldest + self._spread_s())
         return spread_at if slow_at is None else min(slow_at, spread_at)
 
-    def _set_granting(self, is_granting: bool) -> None:
-        self.is_granting = is_granting
+    def _turn_granting(self) -> None:
+        self.is_granting = not self.is_granting
         for session in self._state.nodes():
-            self.reveal(session)
+            if session.shows is not Shows.NOTHING:  # strangers are answered when they have spoken
+                self.reveal(session)
 
     def _per_peer(self) -> int:
         """Runs on the way to one peer: all slots for a lone leecher, one each when there are enough."""
@@ -157,9 +158,9 @@ class Serving:
             return None
         if not grants.has_pool:
             # Everything is out once: from here on peers ask.
-            self._set_granting(False)
+            self._turn_granting()
             return None
-        grantee = self._grantee()
+        grantee = self._grantee(grants.travelling(now - self._slow_s()))
         if grantee is None:
             return None
         run = grants.take(grantee, self._grant_bytes(grantee, now), now)
@@ -167,18 +168,21 @@ class Serving:
         grantee.granted_at = now
         return grantee.peer, run
 
-    def _grantee(self) -> Session | None:
+    def _grantee(self, busy: list[Session]) -> Session | None:
         """The nearest, least recently served leecher with credit that is not busy and does spread."""
         per_peer = self._per_peer()
+        newcomers = sum(one.holds is not None and not one.holds.count for one in busy)
+        if newcomers >= self._state.params.newcomers_max:
+            return None
         ready = [
             session
             for session in self._state.sessions.values()
-            if session.credit > 0 and session.is_leecher and self._uploads.active_for(session.peer) < per_peer
+            if session.credit > 0 and session.is_leecher and busy.count(session) < per_peer
         ]
         spreading = [one for one in ready if one.unspread < self._state.params.unspread_max]
         if spreading:
             return min(spreading, key=_turn)
-        if ready and not self._uploads.active_count:
+        if ready and not busy:
             return min(ready, key=_turn)  # an idle uplink helps nobody
         return None
 
@@ -187,6 +191,11 @@ class Serving:
         rate = session.up.rate(now)
         size = rate * params.run_s if rate > 0 else float(params.run_bytes_initial)
         return int(max(1.0, min(size, params.run_bytes_max, relay_bytes_max(self._state))))
+
+    def _slow_s(self) -> float:
+        params = self._state.params
+        assert self._grants is not None
+        return max(params.slow_slot_s_min, params.slow_slot_factor * self._grants.mean_s)
 
     def _spread_s(self) -> float:
         params = self._state.params

@@ -306,7 +306,7 @@ class Swarm:
         for run in checked:
             if session.shows is Shows.SOME and self._state.gain(session, run):
                 is_news = True
-                self._serving.announced(run)
+                self._serving.announced(session, run, now)
         if session.shows is not was:
             self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
         else:
