@@ -7,9 +7,13 @@ the command line would notice.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -28,6 +32,9 @@ __all__ = ["Connection", "HttpClient", "Reply", "check_status", "parse_url"]
 
 REDIRECTS_MAX = 5
 TIMEOUT_S = 10.0
+# Slower than this on average, after the first TIMEOUT_S, is no answer: a byte a second would never time out.
+BYTES_PER_S_MIN = 16 << 10
+READ_BYTES = 256 << 10
 USER_AGENT = "megalfs/0.1"
 JSON_BYTES_MAX = 4 << 20
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
@@ -132,6 +139,13 @@ class Connection:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise TemporaryError(f"{parts.netloc} did not answer: {why}") from error
 
+    def cut(self) -> None:
+        """Ends the connection under whoever waits for it in another thread."""
+        sock = self.http.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Closes the socket; the next request opens a new one."""
         self.http.close()
@@ -172,14 +186,20 @@ class HttpClient:
         sent = dict(headers) if is_stranger else {**self.own_headers(), **headers}
         for _ in range(REDIRECTS_MAX + 1):
             connection = Connection(parse_url(url), proxies=self.proxies, timeout_s=self.timeout_s)
+            deadline = threading.Timer(self.timeout_s, connection.cut)
+            deadline.daemon = True
+            deadline.start()
             try:
                 response = connection.request(method, url, headers=sent, body=body)
+                deadline.cancel()
                 is_redirect = response.status in {301, 302, 303, 307, 308}
                 if is_redirect and method == "GET" and not is_stranger:
                     url, sent = follow(url, response.headers.get("Location", ""), sent)
                     continue
-                return Reply(response.status, dict(response.headers), _read(response, bytes_max, url), url)
+                content = _read(response, bytes_max, url, timeout_s=self.timeout_s)
+                return Reply(response.status, dict(response.headers), content, url)
             finally:
+                deadline.cancel()
                 connection.close()
         raise RemoteProtocolError(f"{url} redirects more than {REDIRECTS_MAX} times")
 
@@ -199,11 +219,18 @@ def follow(url: str, location: str, headers: Mapping[str, str]) -> tuple[str, di
     return target, kept
 
 
-def _read(response: http.client.HTTPResponse, bytes_max: int, url: str) -> bytes:
+def _read(response: http.client.HTTPResponse, bytes_max: int, url: str, *, timeout_s: float) -> bytes:
+    body = bytearray()
+    started_s = time.monotonic()
     try:
-        body = response.read(bytes_max + 1)
+        while block := response.read1(READ_BYTES):
+            body += block
+            if len(body) > bytes_max:
+                raise RemoteProtocolError(f"{url} answers with more than {bytes_max} bytes")
+            if time.monotonic() - started_s > timeout_s + len(body) / BYTES_PER_S_MIN:
+                raise TemporaryError(f"{url} answers too slowly")
     except (OSError, http.client.HTTPException) as error:
         raise TemporaryError(f"{url} stopped in the middle of its answer") from error
-    if len(body) > bytes_max:
-        raise RemoteProtocolError(f"{url} answers with more than {bytes_max} bytes")
-    return body
+    if response.length:  # read1 does not say so itself
+        raise TemporaryError(f"{url} stopped in the middle of its answer")
+    return bytes(body)

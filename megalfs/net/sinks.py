@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,9 +68,10 @@ class GranuleBuffer:
         self.view = memoryview(self._memory)
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory back; while the traceback of an error holds a part of it, it stays until that goes."""
         self.view.release()
-        self._memory.close()
+        with suppress(BufferError):
+            self._memory.close()
 
 
 class Receiver:

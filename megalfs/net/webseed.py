@@ -84,11 +84,23 @@ class Origin:
     def fetch_from(self, offset: int) -> tuple[http.client.HTTPResponse, int]:
         """Asks for the rest of a blob whose size may be unknown; returns the answer and where it starts."""
         response = self._open({"Range": f"bytes={offset}-"} if offset else {})
+        if response.status == 416:  # what is kept is no beginning of what is there
+            self.close()
+            response = self._open({})
         check_status(response.status, self.url)
+        self._check_encoding(response)
+        if response.status != 206:
+            return response, 0
         match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-        if response.status == 206 and match is not None:
-            return response, int(match[1])
-        return response, 0
+        if match is None or int(match[1]) != offset:
+            self.close()
+            raise RemoteProtocolError(f"{self.url} sent another range than asked")
+        return response, offset
+
+    def cut(self) -> None:
+        """Ends the connection under a thread that waits for it."""
+        if (connection := self._connection) is not None:
+            connection.cut()
 
     def close(self) -> None:
         """Drops the connection."""
@@ -107,12 +119,15 @@ class Origin:
             self.close()
         raise RemoteProtocolError(f"{self.url} redirects more than {REDIRECTS_MAX} times")
 
-    def _same_file(
-        self, response: http.client.HTTPResponse, total: int, told: str | None
-    ) -> http.client.HTTPResponse:
+    def _check_encoding(self, response: http.client.HTTPResponse) -> None:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             self.close()
             raise RemoteProtocolError(f"{self.url} compresses what must come as it is")
+
+    def _same_file(
+        self, response: http.client.HTTPResponse, total: int, told: str | None
+    ) -> http.client.HTTPResponse:
+        self._check_encoding(response)
         etag = response.headers.get("ETag")
         if told not in {None, "*"} and told != str(total):
             self.close()
@@ -144,12 +159,14 @@ def fill_from(response: http.client.HTTPResponse, url: str) -> Fill:
 
 
 def blocks(response: http.client.HTTPResponse, url: str, size: int) -> Iterator[bytes]:
-    """The body in blocks of at most `size` bytes; raises TemporaryError."""
+    """The body as it comes, in blocks of at most `size` bytes; raises TemporaryError when it ends early."""
     try:
-        while block := response.read(size):
+        while block := response.read1(size):
             yield block
     except (OSError, http.client.HTTPException) as error:
         raise TemporaryError(f"{url} stopped in the middle of an answer") from error
+    if response.length:  # read1 does not say so itself
+        raise TemporaryError(f"{url} ended early")
 
 
 @dataclass(frozen=True, slots=True)

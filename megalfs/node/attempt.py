@@ -59,27 +59,48 @@ class _Dial:
 
 
 class _PartialSink:
-    """What lanes see of the partial; a write error ends the attempt, not the lane's peer."""
+    """What lanes see of the partial; a write error ends the attempt, not the lane's peer.
+
+    After `close` nothing is written any more: the descriptor may belong to another file by then.
+    """
 
     def __init__(self, manifest: Manifest, partial: Partial, failed: Callable[[MegalfsError], None]) -> None:
         self.manifest = manifest
         self._partial = partial
         self._failed = failed
+        self._idle = threading.Condition()
+        self._writer_count = 0
         self._is_closed = False
+        self._error: MegalfsError | None = None
 
     def write(self, offset: int, buffer: memoryview) -> None:
+        """Writes verified bytes; drops them when the pull has ended."""
+        with self._idle:
+            if self._error is not None:
+                raise self._error
+            if self._is_closed:
+                return
+            self._writer_count += 1
         try:
             self._partial.write(offset, buffer)
         except MegalfsError as error:
-            self._is_closed = True
+            self._error, self._is_closed = error, True
             self._failed(error)
             raise
+        finally:
+            with self._idle:
+                self._writer_count -= 1
+                self._idle.notify_all()
 
     def is_closed(self) -> bool:
+        """Whether the pull has ended."""
         return self._is_closed
 
     def close(self) -> None:
-        self._is_closed = True
+        """Waits for writes that have begun, each at most a granule."""
+        with self._idle:
+            self._is_closed = True
+            self._idle.wait_for(lambda: not self._writer_count)
 
 
 class Attempt:
@@ -274,8 +295,9 @@ class Attempt:
             return Outcome.STARVED
         return None
 
-    async def stop_flushing(self) -> None:
-        """No more sidecar writes: the partial is about to be renamed."""
+    async def stop_writing(self) -> None:
+        """No more writes to file or sidecar: the partial is about to be renamed."""
+        self._sink.close()
         if self._flusher is not None:
             self._flusher.cancel()
             await asyncio.gather(self._flusher, return_exceptions=True)

@@ -7,7 +7,6 @@ state to the one that both name (anything else is a second preimage). Both may f
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -21,6 +20,7 @@ from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient
 from megalfs.node.candidates import Candidate
 from megalfs.node.sources import node_url
+from megalfs.node.threads import in_daemon_thread
 
 __all__ = ["find_liars", "fits"]
 
@@ -46,7 +46,7 @@ async def find_liars(
         for second, b in loaded[index + 1 :]:
             if a.id not in liars and b.id not in liars:
                 peers = dict.fromkeys((*first.peers, *second.peers))
-                liars |= await asyncio.to_thread(_compare, a, b, list(peers), http)
+                liars |= await in_daemon_thread(_compare, a, b, list(peers), http)
     return liars
 
 

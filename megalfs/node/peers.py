@@ -44,6 +44,7 @@ from megalfs.net.session import Session, open_control
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.sockets import SocketOptions, dial, switching_protocols, tune
 from megalfs.node.identity import LocalIdentity
+from megalfs.node.threads import in_daemon_thread
 
 __all__ = ["HubOptions", "PeerHub", "SwarmEnd"]
 
@@ -143,7 +144,7 @@ class PeerHub:
     async def _dial(self, host: str, port: int) -> Session:
         nonce = secrets.token_bytes(NONCE_BYTES)
         session_key = secrets.token_bytes(16)
-        upgraded = await asyncio.to_thread(dial, host, port, nonce=nonce, options=self._options.socket)
+        upgraded = await in_daemon_thread(dial, host, port, nonce=nonce, options=self._options.socket)
         sock = upgraded.sock
         try:
             hello = self._hello(Role.CONTROL, session_key, signed_nonce=upgraded.nonce)

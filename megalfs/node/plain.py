@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,8 +35,15 @@ __all__ = ["PlainPull", "PlainSource", "worst"]
 log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 1 << 20
-TRIES_MAX = 5
+ROUNDS_MAX = 5
 RETRY_S = 0.5
+# A source that sends less than this in such a time is left for the next one; a byte a second never times out.
+PACE_S = 5.0
+PACE_BYTES_MIN = 4 << 10
+
+
+class TooSlowError(TemporaryError):
+    """It sends, but would take forever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class PlainPull:
     stop: threading.Event = field(default_factory=threading.Event)
     rejected: dict[str, int] = field(default_factory=dict)
     verified: int = 0
+    _origin: Origin | None = None
 
     async def run(self, sources: Sequence[PlainSource]) -> None:
         """Returns when the partial holds the blob, proven.
@@ -69,63 +78,91 @@ class PlainPull:
         Raises:
             MegalfsError: no source had it; the one that says most to the user.
         """
-        errors: list[MegalfsError] = []
-        for source in sources:
-            try:
-                await asyncio.to_thread(self._pull, source)
-            except IntegrityError as error:
-                self.rejected[source.name] = self.rejected.get(source.name, 0) + 1
-                log.warning("%s", error)
-                errors.append(error)
-            except (
-                TemporaryError,
-                NotFoundError,
-                OriginRefusedError,
-                NotAuthorisedError,
-                RemoteProtocolError,
-            ) as error:
-                log.info("%s", error)
-                errors.append(error)
-            else:
-                return
-        raise worst(errors)
+        errors: dict[str, MegalfsError] = {}
+        hopeful = list(sources)
+        for round_number in range(ROUNDS_MAX):
+            if round_number and hopeful:
+                await asyncio.sleep(RETRY_S * round_number)
+            for source in list(hopeful):
+                try:
+                    await self._in_thread(source)
+                except IntegrityError as error:
+                    self.rejected[source.name] = self.rejected.get(source.name, 0) + 1
+                    log.warning("%s", error)
+                    errors[source.url] = error
+                    hopeful.remove(source)
+                except (NotFoundError, OriginRefusedError, NotAuthorisedError, RemoteProtocolError) as error:
+                    log.info("%s", error)
+                    errors[source.url] = error
+                    hopeful.remove(source)
+                except TemporaryError as error:  # the others first, then once more
+                    log.info("%s", error)
+                    errors[source.url] = error
+                else:
+                    return
+        raise worst(list(errors.values()))
+
+    async def _in_thread(self, source: PlainSource) -> None:
+        """Pulls from one source; when cancelled, ends the thread first: the file it writes is about to be closed."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._pull, source))
+        try:
+            await asyncio.shield(work)
+        finally:
+            if not work.done():
+                self.stop.set()
+                if self._origin is not None:
+                    self._origin.cut()
+                await asyncio.gather(work, return_exceptions=True)
 
     def _pull(self, source: PlainSource) -> None:
         """One source, in a thread; a connection that breaks is taken up again where it broke."""
-        hasher, offset = self.partial.rehash_prefix()
-        self.verified = offset
-        tries = 0
+        is_fresh = False
         while True:
-            if offset and offset == self.size and hasher.digest() == self.oid.raw:
+            hasher, offset = self._kept()
+            if offset and hasher.digest() == self.oid.raw:
                 return
-            origin = Origin(
+            is_fresh = is_fresh or offset == 0
+            self._origin = Origin(
                 source.url,
                 proxies=self.proxies if source.is_origin else {},
                 headers=source.headers,
                 may_redirect=source.may_redirect,
             )
-            before = offset
             try:
-                hasher, offset = self._stream(origin, source, hasher, offset)
-                break
+                hasher = self._stream(self._origin, source, hasher, offset)
+            except TooSlowError:
+                raise
             except TemporaryError:
-                offset = self.verified
-                tries = 0 if offset > before else tries + 1
-                if tries >= TRIES_MAX or self.stop.wait(RETRY_S * tries):
+                if self.verified <= offset or self.stop.is_set():
                     raise
+                continue
             finally:
-                origin.close()
-        if hasher.digest() != self.oid.raw:
+                self._origin.close()
+            if hasher.digest() == self.oid.raw:
+                return
             self._start_over()
-            raise IntegrityError(f"{source.name} has other bytes than {self.oid}")
+            if is_fresh:
+                raise IntegrityError(f"{source.name} has other bytes than {self.oid}")
+            # The bytes kept from before may be the wrong ones: this source once more, without them.
+            is_fresh = True
+
+    def _kept(self) -> tuple[hashlib._Hash, int]:
+        """The hash and length of what an earlier source or run left; nothing when that cannot be a beginning."""
+        hasher, offset = self.partial.rehash_prefix()
+        if self.size is not None and offset >= self.size and hasher.digest() != self.oid.raw:
+            self._start_over()
+            hasher, offset = hashlib.sha256(), 0
+        self.verified = offset
+        return hasher, offset
 
     def _stream(
         self, origin: Origin, source: PlainSource, hasher: hashlib._Hash, offset: int
-    ) -> tuple[hashlib._Hash, int]:
+    ) -> hashlib._Hash:
         response, start = origin.fetch_from(offset)
         if start != offset:  # the server ignores Range: from the beginning
             hasher, offset = hashlib.sha256(), 0
             self._start_over()
+        pace_at, paced = time.monotonic(), offset
         for block in blocks(response, source.url, BLOCK_BYTES):
             if self.stop.is_set():
                 raise TemporaryError("stopped")
@@ -138,12 +175,13 @@ class PlainPull:
             offset += len(block)
             self.verified = offset
             self.arrived(source, len(block))
-        length = response.headers.get("Content-Length")
+            if (now := time.monotonic()) - pace_at > PACE_S:
+                if offset - paced < PACE_BYTES_MIN:
+                    raise TooSlowError(f"{source.name} sends too slowly")
+                pace_at, paced = now, offset
         if self.size is not None and offset < self.size:
             raise TemporaryError(f"{source.name} ended after {offset} of {self.size} bytes")
-        if length is not None and length.isdigit() and offset - start < int(length):
-            raise TemporaryError(f"{source.name} ended early")
-        return hasher, offset
+        return hasher
 
     def _start_over(self) -> None:
         os.ftruncate(self.partial.fd, 0)

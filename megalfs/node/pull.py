@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -347,7 +348,7 @@ class Pull:
             attempt.source.settle(identity)
             store.adopt(request.target, manifest, identity=identity, signatures=signatures)
 
-        await attempt.stop_flushing()
+        await attempt.stop_writing()
         await asyncio.to_thread(finish)
         self._partial = None
         self._node.keep_seeding(manifest.id)
@@ -405,7 +406,7 @@ class Pull:
                 may_redirect=str(peer) not in strangers,
             )
             for peer in self._sources.peers()
-            if self._sources.answer(peer) is not PeerAnswer.NOT_FOUND
+            if self._sources.answer(peer) in {PeerAnswer.ASKING, PeerAnswer.OFFERS}
         ]
         return origins + peers
 
@@ -463,7 +464,17 @@ class Pull:
         if self._plain is not None:
             self._plain.stop.set()
         if self._partial is not None:
-            self._partial.close()
+            if self._has_kept(self._partial):
+                self._partial.close()
+            else:
+                self._partial.discard()
+
+    @staticmethod
+    def _has_kept(partial: Partial) -> bool:
+        """Whether a later pull could go on with what is there; without a manifest every byte may be a beginning."""
+        if partial.manifest is None:
+            return os.fstat(partial.fd).st_size > 0
+        return bool(partial.have.count or partial.candidates.count)
 
 
 def _add(into: dict[str, int], more: dict[str, int]) -> None:

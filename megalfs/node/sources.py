@@ -20,6 +20,7 @@ from megalfs.core.signing import ManifestSignature
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, RemoteProtocolError, TemporaryError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient, check_status
+from megalfs.node.threads import in_daemon_thread
 
 __all__ = ["Offer", "PeerAnswer", "Sources", "node_url"]
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 ASKED_AT_ONCE_MAX = 16
 PEERS_MAX = 200
 OFFERS_PER_PEER_MAX = 8
+HEDGE_S = 2.0
 RETRY_S_MIN = 1.0
 RETRY_S_MAX = 30.0
 
@@ -131,7 +133,7 @@ class Sources:
         await asyncio.sleep(delay_s)
         async with self._slots:
             try:
-                peer.offers = await asyncio.to_thread(ask_offers, self._http, peer.address, self.oid)
+                peer.offers = await in_daemon_thread(ask_offers, self._http, peer.address, self.oid)
                 peer.answer, peer.error = PeerAnswer.OFFERS, None
             except NotFoundError as error:
                 peer.answer, peer.error = PeerAnswer.NOT_FOUND, error
@@ -154,16 +156,28 @@ class Sources:
             TemporaryError: nobody answered.
         """
         last: MegalfsError = TemporaryError(f"nobody offers manifest {manifest_id}")
-        for offer in self.offers():
-            if offer.manifest_id != manifest_id:
-                continue
-            try:
-                return await asyncio.to_thread(
-                    fetch_manifest, self._http, offer.peer, self.oid, manifest_id, size_max=size_max
+        peers = [offer.peer for offer in self.offers() if offer.manifest_id == manifest_id]
+        asked: set[asyncio.Task[Manifest]] = set()
+        try:
+            while peers or asked:
+                if peers:
+                    call = in_daemon_thread(
+                        fetch_manifest, self._http, peers.pop(0), self.oid, manifest_id, size_max=size_max
+                    )
+                    asked.add(asyncio.create_task(call))
+                # The next peer is asked as well when this one takes its time.
+                done, asked = await asyncio.wait(
+                    asked, timeout=HEDGE_S if peers else None, return_when=asyncio.FIRST_COMPLETED
                 )
-            except MegalfsError as error:
-                log.warning("manifest from %s: %s", offer.peer, error)
-                last = error
+                for task in done:
+                    try:
+                        return task.result()
+                    except MegalfsError as error:
+                        log.warning("manifest %s: %s", manifest_id, error)
+                        last = error
+        finally:
+            for task in asked:
+                task.cancel()
         raise last
 
     async def close(self) -> None:

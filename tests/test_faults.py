@@ -1,0 +1,198 @@
+"""Faults of peers, of the disk, and of the user's patience: each ends well or with one clear line and its code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from adversaries import (
+    MIB,
+    Stage,
+    error_of,
+    litter,
+    make_model,
+    manifest_of,
+    plain_origin,
+    pull,
+    pulled,
+    serve_liar,
+)
+from processes import Megalfs, Running, wait_until
+from proxy import proxy
+
+from megalfs.core.manifest import Manifest
+
+SECONDS_MORE_MAX = 20.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A model with an honest seeder, one that is limited, and a liar about all of it."""
+
+    stage: Stage
+    model: Path
+    content: bytes
+    true: Manifest
+    oid: str
+    seeder: Running
+    slow: Running
+    liar: Running
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    directory = tmp_path_factory.mktemp("faults")
+    stage = Stage(directory)
+    model = make_model(directory)
+    content, true = model.read_bytes(), manifest_of(model)
+    seeder = stage.node("seeder").seed(model)
+    slow = stage.node("slow").serve("seed", model, "--limit-up", "4M")
+    liar = serve_liar(stage.node("liar"), content, true)
+    yield Scene(stage, model, content, true, str(true.oid), seeder, slow, liar)
+    stage.close()
+
+
+def bytes_of(pulling: Running, field: str = "bytes_fetched") -> int:
+    """What the last progress object of a running pull says."""
+    found = [int(str(record.get(field, 0))) for record in pulling.records]
+    return found[-1] if found else 0
+
+
+def start_pull(node: Megalfs, *argv: object) -> Running:
+    """A pull that is looked at while it runs."""
+    return node.start("pull", *argv, "-o", "got.bin", "--no-discover", "--json")
+
+
+def test_one_killed_one_lying_one_stalled(scene: Scene) -> None:
+    mortal = scene.stage.node("mortal").serve("seed", scene.model, "--limit-up", "4M")
+    leecher = scene.stage.node("leecher")
+    started_s = time.monotonic()
+    with proxy(scene.seeder.address, stall_after=2 * MIB) as stalled:
+        addresses = [mortal.address, scene.liar.address, stalled.address, scene.slow.address]
+        pulling = start_pull(leecher, scene.oid, *(part for each in addresses for part in ("--peer", each)))
+        wait_until(lambda: bytes_of(pulling) > 2 * MIB, "some bytes")
+        mortal.kill()
+        done = pulling.wait()
+        seconds = time.monotonic() - started_s
+    assert done.code == 0, done.err
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+    rejected = done.records[-1]["rejected"]
+    assert set(rejected) == {scene.liar.address}  # type: ignore[call-overload]
+    assert f"{scene.liar.address} sent" in done.err
+    assert seconds < len(scene.content) / 4e6 + SECONDS_MORE_MAX
+    assert litter(leecher.directory) == []
+
+
+def test_a_peer_that_is_stalled_from_the_first_byte(scene: Scene) -> None:
+    leecher = scene.stage.node("leecher")
+    with proxy(scene.seeder.address, stall_after=0) as stalled:
+        started_s = time.monotonic()
+        summary = pulled(leecher, scene.oid, "--peer", stalled.address, "--peer", scene.seeder.address)
+        assert time.monotonic() - started_s < SECONDS_MORE_MAX
+    assert summary["rejected"] == {}
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+
+
+def test_only_liars(scene: Scene) -> None:
+    leecher = scene.stage.node("leecher")
+    other = serve_liar(scene.stage.node("liar too"), scene.content, scene.true)
+    done = pull(leecher, scene.oid, "--peer", scene.liar.address, "--peer", other.address)
+    error = error_of(done, 4)
+    assert set(error["rejected"]) == {scene.liar.address, other.address}
+    assert scene.liar.address in done.err
+    assert not (leecher.directory / "got.bin").exists()
+
+
+def test_no_peer(scene: Scene) -> None:
+    leecher = scene.stage.node("leecher")
+    error = error_of(pull(leecher, scene.oid, "--peer", "127.0.0.1:9"), 5)
+    assert error["rejected"] == {}
+    assert not (leecher.directory / "got.bin").exists()
+    assert litter(leecher.directory) == []
+
+
+def test_everybody_says_no(scene: Scene) -> None:
+    leecher = scene.stage.node("leecher")
+    with plain_origin({}) as origin:
+        argv = ["1" * 64, "--peer", scene.seeder.address, "--origin", origin.url("/{oid}")]
+        error_of(pull(leecher, *argv), 3)
+    assert litter(leecher.directory) == []
+
+
+def test_a_liar_does_not_survive_a_resume(scene: Scene) -> None:
+    """Exit 4, then the same command with an honest peer more: nothing of the liar's is in the file."""
+    leecher = scene.stage.node("leecher")
+    error_of(pull(leecher, scene.oid, "--peer", scene.liar.address), 4)
+    pulled(leecher, scene.oid, "--peer", scene.liar.address, "--peer", scene.seeder.address)
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+    assert litter(leecher.directory) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_loses_nothing(scene: Scene, number: signal.Signals, code: int) -> None:
+    leecher = scene.stage.node("leecher")
+    argv = [scene.oid, "--peer", scene.slow.address]
+    pulling = start_pull(leecher, *argv)
+    wait_until(lambda: bytes_of(pulling, "bytes_verified") > 4 * MIB, "some bytes")
+    done = pulling.stop(number)
+    assert done.code == code
+    assert "Traceback" not in done.err
+    assert len([line for line in done.err.splitlines() if line]) == 1, done.err
+    assert not (leecher.directory / "got.bin").exists()
+    verified = bytes_of(pulling, "bytes_verified")
+    summary = pulled(leecher, scene.oid, "--peer", scene.seeder.address)
+    assert summary["bytes_fetched"] <= len(scene.content) - 0.95 * verified
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+
+
+# Disk full.
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(where)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system here")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def test_no_room_from_the_start(scene: Scene, small_disk: Path) -> None:
+    leecher = scene.stage.node("leecher")
+    argv = [scene.oid, "--peer", scene.seeder.address]
+    error_of(pull(leecher, *argv, target=str(small_disk / "got.bin")), 6)
+    assert not (small_disk / "got.bin").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    pulled(leecher, *argv, target=str(small_disk / "got.bin"))
+    assert (small_disk / "got.bin").read_bytes() == scene.content
+    assert litter(small_disk) == []
+
+
+def test_the_disk_fills_in_the_middle(scene: Scene, small_disk: Path) -> None:
+    """Without a manifest the size may be unknown: it fills when it fills, and goes on where it stopped."""
+    leecher = scene.stage.node("leecher")
+    target = str(small_disk / "got.bin")
+    with plain_origin({"/model": scene.content}) as origin:
+        argv = [scene.oid, "--origin", origin.url("/model")]
+        error_of(pull(leecher, *argv, target=target), 6)
+        assert not (small_disk / "got.bin").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+        summary = pulled(leecher, *argv, target=target)
+    assert summary["bytes_fetched"] < len(scene.content) - 12 * MIB
+    assert (small_disk / "got.bin").read_bytes() == scene.content
+    assert litter(small_disk) == []
+
+
+def test_a_directory_that_does_not_exist(scene: Scene) -> None:
+    leecher = scene.stage.node("leecher")
+    argv = [scene.oid, "--peer", scene.seeder.address]
+    assert "nowhere" in error_of(pull(leecher, *argv, target="nowhere/got.bin"), 3)["message"]
