@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from megalfs.core.ids import ChunkId, Digest, ManifestId, Oid
-from megalfs.errors import MegalfsError, NotFoundError, PolicyError, UsageError
+from megalfs.errors import MegalfsError, NotFoundError, PolicyError
 from megalfs.store.files import map_os_errors, pread_into, write_atomic
 from megalfs.store.identity import ChangedError, Identity, open_regular
 from megalfs.store.index import Blob, Index, KnownManifest, Place
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from megalfs.core.manifest import Manifest
     from megalfs.core.names import SignedName
     from megalfs.core.signing import ManifestSignature
-    from megalfs.store.chunks import ChunkColumns, DigestKind
+    from megalfs.store.chunks import DigestKind
+    from megalfs.store.find_chunk import ChunkFinder
     from megalfs.store.gc import GcReport
     from megalfs.store.root import Root
 
@@ -48,10 +48,10 @@ class Store:
         """Opens the store of a root; a missing or damaged index is rebuilt on first use."""
         self.root = root
         self.sidecars = Sidecars(root)
-        self.index = Index(root, self._fill_from_sidecars)
+        self.index = Index(root, self._rebuild)
         self._lock = threading.RLock()
         self._manifests: OrderedDict[ManifestId, Manifest] = OrderedDict()
-        self._columns: ChunkColumns | None = None
+        self._finder: ChunkFinder | None = None
 
     def close(self) -> None:
         """Closes the index."""
@@ -398,50 +398,12 @@ class Store:
         kind: DigestKind = "sha256" if sha256 is not None else "blake3"
         digest: Digest | None = sha256 if sha256 is not None else blake3
         assert digest is not None
-        for blob in self.blobs():
-            if blob.is_held:
-                found = self._find_in(blob, kind, digest.raw)
-                if found is not None:
-                    return found
-        return None
-
-    def _find_in(self, blob: Blob, kind: DigestKind, digest: bytes) -> ChunkPlace | None:
-        for manifest_id in blob.manifests:
-            with suppress(NotFoundError):
-                found = self._find_under(manifest_id, blob.oid, kind, digest)
-                if found is not None and (
-                    kind == "blake3" or self._is_sha256_true(blob, manifest_id, found, digest)
-                ):
-                    return blob, *found
-        return None
-
-    def _find_under(
-        self, manifest_id: ManifestId, oid: Oid, kind: DigestKind, digest: bytes
-    ) -> tuple[int, int] | None:
         with self._lock:
-            if self._columns is None:
-                from megalfs.store.chunks import ChunkColumns
+            if self._finder is None:
+                from megalfs.store.find_chunk import ChunkFinder
 
-                self._columns = ChunkColumns()
-            found = self._columns.find(
-                manifest_id, kind, digest, lambda: self.load_manifest(manifest_id, oid)
-            )
-            return None if found is None else found[1:]
-
-    def _is_sha256_true(
-        self, blob: Blob, manifest_id: ManifestId, extent: tuple[int, int], digest: bytes
-    ) -> bool:
-        known = self.index.manifest(manifest_id)
-        if known is not None and known.is_computed:
-            return True
-        import hashlib
-
-        buffer = bytearray(extent[1])
-        with suppress(ChangedError), self.open(blob.oid) as opened:
-            return pread_into(opened.fd, buffer, extent[0]) == extent[1] and (
-                hashlib.sha256(buffer).digest() == digest
-            )
-        return False
+                self._finder = ChunkFinder(self)
+        return self._finder.find(kind, digest.raw)
 
     # Names.
 
@@ -514,30 +476,7 @@ class Store:
         self.index.rebuild()
         return len(self.index.blobs())
 
-    def _fill_from_sidecars(self, index: Index) -> None:
-        """Called with an empty index: puts in it what the sidecars say."""
-        with index.change():
-            now_s = time.time_ns() // 10**9
-            for blob, computed in self.sidecars.blobs():
-                index.put_blob(
-                    blob.oid, blob.size, is_pinned=blob.is_pinned, added_s=min(blob.added_s, now_s)
-                )
-                for place in blob.places:
-                    index.put_place(blob.oid, place)
-                for known in computed:
-                    if self.sidecars.has_manifest(known.id, known.oid):
-                        index.put_manifest(known)
-            for oid, manifest_id, is_refuted in self.sidecars.manifests():
-                index.put_manifest(KnownManifest(manifest_id, oid, 0, is_refuted=is_refuted))
-            self._fill_names(index)
+    def _rebuild(self, index: Index) -> None:
+        from megalfs.store.rebuild import fill_index
 
-    def _fill_names(self, index: Index) -> None:
-        records = list(self.sidecars.names())
-        if not records:
-            return
-        from megalfs.core.names import SignedName
-
-        for record in records:
-            with suppress(UsageError, PolicyError):
-                signed = SignedName.parse(record)
-                index.put_name(signed.key.raw, signed.record.name, signed.record.seq, record)
+        fill_index(index, self.sidecars)
