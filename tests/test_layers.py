@@ -23,7 +23,6 @@ ALLOWED = {
     "store": {"store", "core", "formats", "errors", "config"},
     "net": {"net", "core", "formats", "errors", "config"},
     "node": {"node", "store", "net", "core", "formats", "errors", "config"},
-    "git": {"git", "node", "store", "core", "formats", "errors", "config"},
     "cli": {"cli", "git", "node", "store", "net", "core", "formats", "errors", "config"},
     "git": {"git", "node", "store", "net", "core", "formats", "errors", "config"},
     "errors": set(),
@@ -175,3 +174,36 @@ def test_tests_never_sleep() -> None:
                 owner = node.func.value
                 is_time = isinstance(owner, ast.Name) and owner.id == "time"
                 assert not is_time, f"{path.name}:{node.lineno} sleeps; poll with processes.wait_until"
+
+
+# What the documents claim.
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for document in [*REPOSITORY.glob("*.md"), REPOSITORY / "bench" / "README.md"]:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_commands_in_documents_exist() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    for document in (REPOSITORY / "README.md", REPOSITORY / "bench" / "README.md", REPOSITORY / "Makefile"):
+        text = document.read_text(encoding="utf-8")
+        for name in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)  ", text, re.MULTILINE):
+            assert "".join(name) in targets, f"{document.name} says make {''.join(name)}"
+        for script in re.findall(r"\b((?:bench|scripts|tests)/[a-z_]+\.(?:py|sh))", text):
+            assert (REPOSITORY / script).exists(), f"{document.name} runs {script}"
+
+
+def test_readme_knows_every_exit_code() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = {
+        int(code)
+        for row in re.findall(r"^\|.*\|$", text, re.MULTILINE)
+        for code in re.findall(r"\| (\d+)", row)
+    }
+    source = (PACKAGE / "errors.py").read_text(encoding="utf-8")
+    used = {int(code) for code in re.findall(r"exit_code = (\d+)", source)}
+    assert used <= table, f"not in README.md: {used - table}"
