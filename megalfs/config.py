@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from megalfs.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
+    from megalfs.core.announcements import NodeAddress
     from megalfs.core.identity import NodeKey
     from megalfs.formats.hostport import HostPort
 
@@ -152,6 +153,10 @@ def _duration(value: object) -> float:
     return parse_duration(_text(value))
 
 
+def _bytes(value: object) -> int:
+    return parse_bytes(str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value))
+
+
 def _one_of(*words: str) -> Callable[[object], str]:
     def reader(value: object) -> str:
         if value in words:
@@ -185,6 +190,12 @@ def _key(text: str) -> NodeKey:
     return NodeKey.parse(text)
 
 
+def _node_address(text: str) -> NodeAddress:
+    from megalfs.core.announcements import NodeAddress
+
+    return NodeAddress.parse(text)
+
+
 def _by(read: Callable[[object], object]) -> dict[str, Callable[[object], object]]:
     return {"read": read}
 
@@ -202,6 +213,16 @@ class Settings:
     peers: tuple[HostPort, ...] = field(default=(), metadata=_by(_list(_host_port)))
     origins: tuple[str, ...] = field(default=(), metadata=_by(_list(_url)))
     announce_interval_s: float = field(default=60.0, metadata=_by(_duration))
+
+    # The peer-to-peer layer, and repositories.
+    addr: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
+    alias: str = field(default="", metadata=_by(_word))
+    bootstrap_nodes: tuple[NodeAddress, ...] = field(default=(), metadata=_by(_list(_node_address)))
+    gossip_interval_s: float = field(default=10.0, metadata=_by(_duration))
+    gossip_ttl: int = field(default=16, metadata=_by(_count(1, 64)))
+    gossip_seen_s: float = field(default=300.0, metadata=_by(_duration))
+    sync_interval_s: float = field(default=60.0, metadata=_by(_duration))
+    sync_bytes_max: int = field(default=10_000_000_000, metadata=_by(_bytes))
 
     # Whom we believe, and who may ask us.
     trusted_keys: frozenset[NodeKey] = field(default=frozenset(), metadata=_by(_list(_key, frozenset)))

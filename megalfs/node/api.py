@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -61,6 +61,7 @@ class PullOptions:
     linger_s: float = 0.0
     listen: HostPort | None = None
     link: Literal["auto", "hard", "sym", "copy"] = "auto"
+    proxies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class NodeInfo:
     key: NodeKey
     host: str
     port: int
+    link_port: int
     blobs: tuple[PublishedLink, ...]
 
 
@@ -139,18 +141,24 @@ async def run_pull(
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    node = Node(store, settings, _identity(store, create=False))
-    pulls = PullSet(node, options, cwd)
+    node = Node(store, settings, _identity(store, create=False), proxies=options.proxies)
+    is_on_its_own = not (options.peers or options.trackers or options.origins or settings.peers)
+    uses_lan = is_on_its_own and not settings.trackers and settings.discover and options.discover
+    pulls = PullSet(node, options, cwd, uses_lan=uses_lan)
     names = NameSources(
         node.peer_http,
         (*options.peers, *settings.peers),
         (*options.trackers, *settings.trackers),
         options.keys | settings.trusted_keys,
+        chosen=options.keys,
+        neighbours=node.neighbours.wait if uses_lan else list,
     )
     reporter = asyncio.create_task(_report(pulls, on_progress))
     try:
         if options.share:
             await _share(node, options)
+        if uses_lan:
+            await node.neighbours.browse(options.listen.host if options.listen is not None else "")
         work = asyncio.create_task(pulls.run(targets, names))
         await _until(work, stop)
         on_progress(pulls.snapshot())
@@ -219,13 +227,17 @@ async def run_node(
     await node.start(listen, ports=ports)
     try:
         if not tracker_only:
-            store.root.write_node(listen=str(HostPort(node.host, node.port)), http_port=node.port)
+            listening = str(HostPort(node.host, node.port))
+            store.root.write_node(listen=listening, http_port=node.port, quic_port=node.link_port)
+        if settings.discover and not tracker_only:
+            node.neighbours.announce(listen.host, node.port)
         publishing = asyncio.create_task(_publish_all(node, paths))
         await _until_published(publishing, stop)
         if not stop.is_set():
             node.is_ready = True
             node.announcer.wake()
-            on_ready(NodeInfo(identity.key, node.host, node.port, tuple(publishing.result())))
+            published = tuple(publishing.result())
+            on_ready(NodeInfo(identity.key, node.host, node.port, node.link_port, published))
             await stop.wait()
     finally:
         await node.close()

@@ -37,6 +37,7 @@ from megalfs.node.announcer import Announcer
 from megalfs.node.driver import SwarmDriver
 from megalfs.node.http_guard import Guard, make_token
 from megalfs.node.identity import LocalIdentity
+from megalfs.node.neighbours import Neighbours
 from megalfs.node.peers import HubOptions, PeerHub
 from megalfs.node.routes import make_app
 from megalfs.node.service import ServiceFactory
@@ -96,6 +97,7 @@ class Node:
         self.is_draining = False
         self.host = ""
         self.port = 0
+        self.link_port = 0  # of the peer-to-peer layer, where a service brought one
         self._rng = rng or Random(secrets.randbits(64))  # noqa: S311 - schedules, not secrets
         self._active: dict[ManifestId, _Active] = {}
         self._loop = asyncio.get_running_loop()
@@ -119,6 +121,7 @@ class Node:
             is_allowed=self.guard.is_allowed_key,
         )
         self.announcer = Announcer(self)
+        self.neighbours = Neighbours(self.hub.instance.hex())
         self.services = [make(self) for make in services]
         self.peer_listeners: dict[ManifestId, Callable[[list[HostPort]], None]] = {}
         self._runner: web.AppRunner | None = None
@@ -157,6 +160,7 @@ class Node:
                 await task
         for service in reversed(self.services):
             await service.close()
+        await self.neighbours.close()
         await self.announcer.leave()
         for manifest_id in list(self._active):
             self.remove_swarm(manifest_id)
