@@ -27,7 +27,7 @@ from megalfs.core.messages import Join, Peers
 from megalfs.core.names import SignedName
 from megalfs.core.params import SwarmParams
 from megalfs.core.topology import Labels
-from megalfs.errors import BusyError, MegalfsError, StoreError
+from megalfs.errors import BusyError, MegalfsError, NotFoundError, StoreError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient
 from megalfs.net.limiter import RateLimiter
@@ -43,6 +43,7 @@ from megalfs.node.routes import make_app
 from megalfs.node.service import ServiceFactory
 from megalfs.node.serving import PieceSource
 from megalfs.store.blobs import Store
+from megalfs.store.identity import ChangedError
 
 __all__ = ["Node", "Totals"]
 
@@ -269,8 +270,11 @@ class Node:
 
     def offers(self, oid: Oid) -> list[dict[str, object]]:
         """The manifests under which this node has pieces of a blob, as `/v1/file/<oid>/manifests` lists them."""
-        blob = self.store.find(oid)
-        held = blob.manifests if blob is not None and blob.is_held else ()
+        held: tuple[ManifestId, ...] = ()
+        # Opened, since a file that somebody removed is known to be gone only then: a peer would wait for it.
+        with contextlib.suppress(NotFoundError, ChangedError), self.store.open(oid) as opened:
+            blob = self.store.find(opened.oid)
+            held = blob.manifests if blob is not None else ()
         entries = [
             self._offer(self.store.load_manifest(manifest_id, oid), is_complete=True) for manifest_id in held
         ]
