@@ -94,6 +94,7 @@ class Megalfs:
             "MEGALFS_CONGESTION": congestion,
             "MEGALFS_DURABLE": "false",
             "NO_PROXY": "*",
+            "MEGALFS_DISCOVER": "false",
         }
         self.processes: list[subprocess.Popen[str]] = []
         self.ports: list[int] = []

@@ -63,7 +63,7 @@ class Megalfs:
 
     def __init__(self, network: Network, directory: Path, model: Path, scenario: str) -> None:
         self.network, self.directory, self.model, self.scenario = network, directory, model, scenario
-        self.env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MEGALFS_DURABLE": "false", "NO_PROXY": "*",
+        self.env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MEGALFS_DURABLE": "false", "NO_PROXY": "*", "MEGALFS_DISCOVER": "false",
                     "MEGALFS_CONGESTION": "cubic", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
         self.processes: dict[int, subprocess.Popen[str]] = {}
 

@@ -151,7 +151,7 @@ class Node:
     def popen(self, *argv: str) -> subprocess.Popen[str]:
         """Starts a command of this root."""
         command = [sys.executable, "-m", "megalfs", "--root", str(self.directory / "root"), *argv]
-        environ = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        environ = os.environ | {"PYTHONPATH": str(REPOSITORY), "MEGALFS_DISCOVER": "false"}
         return subprocess.Popen(
             command,
             cwd=self.directory,

@@ -50,6 +50,15 @@ class Context:
 
         return Store(self.root(create=create))
 
+    def proxies(self) -> dict[str, str]:
+        """`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY`, in either case; for origins only, peers never use them."""
+        found = {}
+        for scheme in ("http", "https", "no"):
+            value = self.environ.get(f"{scheme}_proxy") or self.environ.get(f"{scheme.upper()}_PROXY")
+            if value:
+                found[scheme] = value
+        return found
+
     def settings(self) -> Settings:
         """Flag, else `MEGALFS_*`, else the user's file, else the system's."""
         from megalfs.config import load

@@ -90,8 +90,12 @@ class Progress:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._is_closed.set()
-        if self._view is not None:
+        self.close()
+
+    def close(self) -> None:
+        """Shows no more; calling it again does nothing."""
+        if self._view is not None and not self._is_closed.is_set():
+            self._is_closed.set()
             self._thread.join()
             self._view.close()
 

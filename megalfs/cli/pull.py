@@ -93,6 +93,10 @@ def _pull(context: Context) -> int:
 
     with context.store(create=True) as store, Progress(context.ui, "pull") as progress:
 
+        def show(summary: PullSummary) -> None:
+            progress.close()
+            _print(context, summary)
+
         async def work(stop: asyncio.Event) -> PullSummary:
             return await run_pull(
                 context.args.targets,
@@ -102,11 +106,10 @@ def _pull(context: Context) -> int:
                 cwd=Path.cwd(),
                 on_progress=progress.update,
                 stop=stop,
+                on_done=show,
             )
 
-        outcome = run_until_signal(context.ui, work)
-    _print(context, outcome.value)
-    return outcome.exit_code
+        return run_until_signal(context.ui, work).exit_code
 
 
 def _options(context: Context) -> PullOptions:
@@ -126,6 +129,7 @@ def _options(context: Context) -> PullOptions:
         linger_s=args.linger,
         listen=args.listen,
         link=args.link,
+        proxies=context.proxies(),
     )
 
 

@@ -133,8 +133,12 @@ async def run_pull(
     cwd: Path,
     on_progress: Callable[[ProgressSnapshot], None],
     stop: asyncio.Event,
+    on_done: Callable[[PullSummary], None] | None = None,
 ) -> PullSummary:
     """Pulls every target, sharing what is verified meanwhile; ends early when `stop` is set.
+
+    Args:
+        on_done: called with the summary once every file is whole, before `linger_s` begins.
 
     Raises:
         MegalfsError: with `rejected` where sources sent wrong bytes.
@@ -162,11 +166,13 @@ async def run_pull(
         work = asyncio.create_task(pulls.run(targets, names))
         await _until(work, stop)
         on_progress(pulls.snapshot())
-        seconds = loop.time() - started
+        summary = pulls.summary(loop.time() - started)
+        if on_done is not None:
+            on_done(summary)
         if options.linger_s > 0 and options.share:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), options.linger_s)
-        return pulls.summary(seconds)
+        return summary
     except MegalfsError as error:
         error.rejected = pulls.rejected()
         raise

@@ -42,6 +42,10 @@ PACE_S = 5.0
 PACE_BYTES_MIN = 4 << 10
 
 
+class SizeError(IntegrityError):
+    """The blob has another size than who asks for it says."""
+
+
 class TooSlowError(TemporaryError):
     """It sends, but would take forever."""
 
@@ -86,6 +90,8 @@ class PlainPull:
             for source in list(hopeful):
                 try:
                     await self._in_thread(source)
+                except SizeError:
+                    raise
                 except IntegrityError as error:
                     self.rejected[source.name] = self.rejected.get(source.name, 0) + 1
                     log.warning("%s", error)
@@ -120,7 +126,7 @@ class PlainPull:
         while True:
             hasher, offset = self._kept()
             if offset and hasher.digest() == self.oid.raw:
-                return
+                return self._check_size(offset)
             is_fresh = is_fresh or offset == 0
             self._origin = Origin(
                 source.url,
@@ -139,12 +145,17 @@ class PlainPull:
             finally:
                 self._origin.close()
             if hasher.digest() == self.oid.raw:
-                return
+                return self._check_size(self.verified)
             self._start_over()
             if is_fresh:
                 raise IntegrityError(f"{source.name} has other bytes than {self.oid}")
             # The bytes kept from before may be the wrong ones: this source once more, without them.
             is_fresh = True
+
+    def _check_size(self, size: int) -> None:
+        """Nobody who sends the blob is to blame for a pointer that contradicts itself."""
+        if self.size not in {None, size}:
+            raise SizeError(f"{self.oid} has {size} bytes, not the {self.size} that are asked for")
 
     def _kept(self) -> tuple[hashlib._Hash, int]:
         """The hash and length of what an earlier source or run left; nothing when that cannot be a beginning."""

@@ -69,6 +69,7 @@ class PullRequest:
     wait_peers_s: float = 10.0
     is_shared: bool = True
     keeps_seeding: bool = True
+    uses_lan: bool = False
     is_linked: bool = False  # another store will have a hard link of the target: see store.identity
 
 
@@ -155,6 +156,8 @@ class Pull:
             MegalfsError: `exit_code` says what kind of failure; nothing is visible at the target.
         """
         self._sources.add(self.request.peers)
+        if self.request.uses_lan:
+            self._node.neighbours.listen(self._sources.add)
         if self.request.trackers:
             self._tracker_task = asyncio.create_task(self._ask_trackers())
         try:
@@ -452,7 +455,7 @@ class Pull:
         self._wake.clear()
 
     def _note(self, text: str) -> None:
-        log.warning("%s", text)
+        log.info("%s", text)
         self._base.notes.append(text)
 
     async def _close(self) -> None:

@@ -56,10 +56,11 @@ class _Job:
 class PullSet:
     """The pulls of one command on one node."""
 
-    def __init__(self, node: Node, options: PullOptions, cwd: Path) -> None:
+    def __init__(self, node: Node, options: PullOptions, cwd: Path, *, uses_lan: bool) -> None:
         self._node = node
         self._options = options
         self._cwd = cwd
+        self._uses_lan = uses_lan
         self._jobs: list[_Job] = []
         self._helpers: list[Pull] = []
         self._notes: list[str] = []
@@ -193,6 +194,7 @@ class PullSet:
             peers=tuple(dict.fromkeys((*wanted.peers, *options.peers, *settings.peers))),
             trackers=tuple(dict.fromkeys((*wanted.trackers, *options.trackers, *settings.trackers))),
             origins=tuple(dict.fromkeys((*wanted.origins, *options.origins, *settings.origins))),
+            uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
             is_executable=job.is_executable if job is not None else False,
             wait_peers_s=options.wait_peers_s,
@@ -217,7 +219,9 @@ class PullSet:
             return False
         with store.open(oid) as opened:
             source = opened.path
-        link_file(source, target, mode=self._options.link, to_work_tree=job.is_pointer, replace=True)
+        # Outside the root somebody may write into the file: it must not be one inode with what is published.
+        is_ours = target.is_relative_to(store.root.path)
+        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=True)
         manifest = store.load_manifest(blob.manifests[0], oid)
         store.adopt(target, manifest)
         return self._found_here(job, blob.size)
@@ -262,7 +266,7 @@ class PullSet:
             bytes_reused=sum(each.bytes_reused for each in counts),
             bytes_origin=sum(each.bytes_origin for each in counts),
             peer_count=max((each.peer_count for each in counts), default=0),
-            phase="fetching" if "fetching" in phases else (phases[0] if phases else "finding"),
+            phase="fetching" if "fetching" in phases else (phases or ["done" if counts else "finding"])[0],
         )
 
     def summary(self, seconds: float) -> PullSummary:

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,25 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class NameSources:
-    """Whom to ask for a name, and whose word counts."""
+    """Whom to ask for a name, and whose word counts.
+
+    Attributes:
+        keys: believed wherever the record comes from.
+        chosen: by the user for this very command: no other key is followed.
+        neighbours: waits for the nodes of the LAN; whom nobody named must show an accepted key.
+    """
 
     http: HttpClient
     peers: Sequence[HostPort]
     trackers: Sequence[str]
     keys: frozenset[NodeKey]
+    chosen: frozenset[NodeKey] = frozenset()
+    neighbours: Callable[[], Sequence[HostPort]] = list
+
+    @property
+    def followed(self) -> frozenset[NodeKey]:
+        """The keys whose records count wherever they come from."""
+        return self.chosen or self.keys
 
 
 def resolve(target: str, *, cwd: Path, store: Store, names: NameSources) -> list[Wanted]:
@@ -76,7 +89,7 @@ def resolve(target: str, *, cwd: Path, store: Store, names: NameSources) -> list
         return [_from_link(Link.parse(target))]
     path = cwd / target
     if path.is_dir():
-        return list(_pointers_below(path))
+        return list(_pointers_below(path)) or _from_name_of_directory(target, store, names)
     pointer = _pointer_at(path)
     if pointer is not None:
         return [Wanted(oid=pointer.oid, size=pointer.size, name=path.name, target=path)]
@@ -122,6 +135,14 @@ def _pointers_below(directory: Path) -> Iterator[Wanted]:
                 yield Wanted(oid=pointer.oid, size=pointer.size, name=name, target=path)
 
 
+def _from_name_of_directory(target: str, store: Store, names: NameSources) -> list[Wanted]:
+    """A directory without pointers may be a named tree whose pull was interrupted, or is to be renewed."""
+    try:
+        return [_from_name(target, store, names)]
+    except (UsageError, NotFoundError):
+        return []
+
+
 def _from_file(store: Store, path: Path) -> Wanted:
     """A file that is no pointer: it is what it should be when the store knows it."""
     blob = store.at(path)
@@ -138,15 +159,18 @@ def _from_name(text: str, store: Store, names: NameSources) -> Wanted:
     found = [
         record
         for record in store.names()
-        if record.record.name == name and (record.key in names.keys or _is_own(store, record))
+        if record.record.name == name and (record.key in names.followed or _is_own(store, record))
     ]
     errors: list[MegalfsError] = []
     for base in [f"http://{peer}" for peer in names.peers]:
         found += _ask(base, name, names, errors, is_named_by_user=True)
+    neighbours = names.neighbours() if not found else []
+    for base in [f"http://{peer}" for peer in neighbours]:
+        found += _ask(base, name, names, errors, is_named_by_user=False)
     for base in names.trackers:
         found += _ask(base.rstrip("/"), name, names, errors, is_named_by_user=False)
     if not found:
-        raise _no_name(name, names, errors)
+        raise _no_name(name, errors, asked=len(names.peers) + len(names.trackers) + len(neighbours))
     signed = _choose(name, found)
     record = signed.record
     if record.is_expired(time.time()):  # noqa: TID251 - the publisher's date
@@ -196,10 +220,10 @@ def _ask(
         log.info("%s: %s", url, error)
         errors.append(error)
         return []
-    trusted = [each for each in signed if each.key in names.keys]
+    trusted = [each for each in signed if each.key in names.followed]
     if trusted or not is_named_by_user:
         return trusted
-    return signed if not names.keys else []
+    return signed if not names.chosen else []
 
 
 def _choose(name: str, found: Sequence[SignedName]) -> SignedName:
@@ -220,9 +244,8 @@ def _choose(name: str, found: Sequence[SignedName]) -> SignedName:
     return max(newest.values(), key=lambda each: each.record.seq)
 
 
-def _no_name(name: str, names: NameSources, errors: Sequence[MegalfsError]) -> MegalfsError:
+def _no_name(name: str, errors: Sequence[MegalfsError], *, asked: int) -> MegalfsError:
     shown = escape_for_terminal(name)
-    asked = len(names.peers) + len(names.trackers)
     if not asked:
         return NotFoundError(
             f"no file, link, oid or known name: '{shown}'", hint="name who knows it with --peer or --tracker"
