@@ -47,6 +47,7 @@ NETWORK_MAGIC = frozenset(
 SIDECAR_BYTES_MAX = 64 << 20  # the JSON beside a blob lists its places; 64 MiB is 300,000 of them
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+_FOLLOWS_ALWAYS = os.link not in os.supports_follow_symlinks  # macOS cannot link a symlink itself
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL})
 
@@ -89,11 +90,19 @@ def pread_into(fd: int, buffer: bytearray | memoryview, offset: int) -> int:
     view = memoryview(buffer)
     filled = 0
     while filled < len(view):
-        count = os.preadv(fd, [view[filled:]], offset + filled)
+        count = _pread_once(fd, view[filled:], offset + filled)
         if not count:
             break
         filled += count
     return filled
+
+
+def _pread_once(fd: int, view: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    block = os.pread(fd, len(view), offset)  # macOS before 11: one more copy
+    view[: len(block)] = block
+    return len(block)
 
 
 def write_atomic(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
@@ -149,7 +158,7 @@ def rename_new(source: str | Path, target: str | Path, *, dir_fd: int | None = N
     if _renameat2(source, target, dir_fd):
         return
     try:
-        os.link(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
+        os.link(source, target, src_dir_fd=dir_fd, dst_dir_fd=dir_fd, follow_symlinks=_FOLLOWS_ALWAYS)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise

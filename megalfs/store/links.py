@@ -92,7 +92,7 @@ def _hard_or_less(source: Path, target: Path, mode: LinkMode) -> Linked:
     if mode == "auto" and _reflink(source, target):
         return Linked.REFLINK
     try:
-        os.link(source, target, follow_symlinks=False)
+        os.link(source, target)
     except OSError as error:
         if error.errno not in _NO_HARD_LINK:
             raise

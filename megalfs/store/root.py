@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import os
 import re
-import secrets
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -202,7 +201,7 @@ class Root:
             BusyError: there is one already; a key is never replaced.
         """
         path = self.host / "key.pem"
-        seed = secrets.token_bytes(KEY_BYTES)
+        seed = os.urandom(KEY_BYTES)
         body = base64.b64encode(_PKCS8_PREFIX + seed).decode()
         pem = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n".encode()
         with map_os_errors(f"cannot write the key {str(path)!r}"):
@@ -238,7 +237,7 @@ class Root:
         path = self.host / "token"
         with map_os_errors(f"cannot use the token {str(path)!r}"):
             if not path.exists():
-                write_new(path, secrets.token_hex(TOKEN_BYTES).encode() + b"\n")
+                write_new(path, os.urandom(TOKEN_BYTES).hex().encode() + b"\n")
             _check_private(path)
             token = path.read_text(encoding="ascii", errors="replace").strip()
         if not re.fullmatch(r"[0-9a-f]{64}", token):
