@@ -193,7 +193,7 @@ class Fetching:
         return True
 
     def _renew_credit(self, session: Session, now: float) -> None:
-        if session.credit_given and now - session.touched_at >= self._state.params.credit_stale_s:
+        if session.credit_given and now >= session.touched_at + self._state.params.credit_stale_s:
             session.end_credit()
             session.touched_at = now
             self.give_credit(session)
@@ -288,9 +288,9 @@ class Fetching:
         """Asks an idle peer for the oldest run that has waited too long elsewhere."""
         if session.flights or self._state.pieces.is_complete:
             return
-        old = now - self._hedge_s()
+        hedge_s = self._hedge_s()
         flights = [flight for other in self._state.sessions.values() for flight in other.flights]
-        late = sorted((flight for flight in flights if flight.asked_at <= old), key=_asked_at)
+        late = sorted((flight for flight in flights if flight.asked_at + hedge_s <= now), key=_asked_at)
         run = self._hedge_run(session, late, now)
         if run is not None:
             self.counters.hedges += 1

@@ -128,10 +128,10 @@ class Grants:
                 self._return(grant.run)
         return is_ours
 
-    def expire(self, before: float) -> None:
-        """Runs sent before then that have not spread go out again, if no second leecher holds them."""
+    def expire(self, now: float, patience_s: float) -> None:
+        """Runs that have not spread in time go out again, if no second leecher holds them."""
         for number, grant in list(self._open.items()):
-            if grant.sent_at >= before:
+            if grant.sent_at + patience_s > now:
                 break  # in the order of sending
             self._close(number)
             self._return(grant.run)

@@ -116,7 +116,7 @@ class Serving:
     def check(self, now: float) -> None:
         """Runs that have not spread return to the pool; a slot may have stopped counting."""
         if self._grants is not None:
-            self._grants.expire(now - self._spread_s())
+            self._grants.expire(now, self._spread_s())
         self.go_on(now)
 
     def go_on(self, now: float) -> None:

@@ -73,7 +73,7 @@ class Uploads:
     def has_room(self, now: float) -> bool:
         """Whether another run may be sent."""
         slow_s = self._slow_s()
-        counted = sum(now - upload.started_at < slow_s for upload in self._active)
+        counted = sum(upload.started_at + slow_s > now for upload in self._active)
         return counted < self._params.upload_slots
 
     def next(self, *, per_peer: int) -> tuple[PeerId, Run] | None:
