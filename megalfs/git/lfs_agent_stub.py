@@ -186,7 +186,7 @@ def start_node(root: str) -> None:
 
 
 def become_node(root: str, lock: int) -> None:
-    """In the child: never returns."""
+    """Runs in the child and never returns."""
     try:
         os.setsid()
         if os.fork():
@@ -365,8 +365,7 @@ class Agent:
 
     def _init(self, message: dict[str, object]) -> None:
         if message.get("operation") not in ("download", "upload"):
-            text = f"megalfs cannot {message.get('operation')!r}"
-            self._wire.send({"error": {"code": 2, "message": text}})
+            self._wire.send({"error": {"code": 2, "message": f"megalfs cannot do that: {message!r}"}})
             return
         self._wire.send({})
         # After the answer: a fork takes a millisecond that git-lfs need not wait for.
@@ -388,8 +387,8 @@ class Agent:
             self._wire.send({"event": "complete", "oid": oid, "error": {"code": 2, "message": text}})
             return
         progress.reach(total)
-        done = {"event": "complete", "oid": oid}
-        self._wire.send(done | ({"path": reply["path"]} if event == "download" else {}))
+        place = {"path": reply["path"]} if event == "download" else {}
+        self._wire.send({"event": "complete", "oid": oid, **place})
 
     def _ask(self, event: str, message: dict[str, object], progress: Progress) -> dict[str, object]:
         context = self._repository.look()
@@ -398,7 +397,7 @@ class Agent:
             "size": message.get("size"),
             "path": message.get("path"),
             "action": message.get("action"),
-            "session": session(),
+            "session": str(git_lfs_pid()),
             **context,
         }
         self._has_uploaded |= event == "upload"
@@ -423,7 +422,7 @@ class Agent:
         if address is None:
             return
         try:
-            body = {"session": session()}
+            body = {"session": str(git_lfs_pid())}
             for reply in ask_node(None, self._root, address, "/v1/local/lfs/finish", body, FINISH_S_MAX):
                 notes = reply.get("notes")
                 for line in notes if isinstance(notes, list) else []:
@@ -463,11 +462,6 @@ def git_lfs_pid() -> int:
     return pid
 
 
-def session() -> str:
-    """One name for all agents of one git-lfs."""
-    return str(git_lfs_pid())
-
-
 def tell(text: str) -> None:
     """Writes to the stderr of git-lfs itself: ours ends in a pipe that it reads only to debug."""
     pid = git_lfs_pid()
@@ -494,9 +488,7 @@ def tell(text: str) -> None:
 
 def main() -> None:
     """Serves one git-lfs."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C: no traceback; the node notices and keeps the partial
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the node notices, and keeps the partial
     try:
         Agent(Wire(), root_directory()).run()
     except GitLeftError:
