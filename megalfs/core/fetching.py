@@ -124,10 +124,15 @@ class Fetching:
         """The run is here: whoever else was asked for it need not send it."""
         if not self._state.pieces.asked(run):
             return
-        for session in list(self._state.sessions.values()):
-            if any(part.overlap(run) for flight in session.flights for part in flight.remaining):
-                self._cancel(session, run)
-                self.feed(session, now)
+        late = [
+            session
+            for session in self._state.sessions.values()
+            if any(part.overlap(run) for flight in session.flights for part in flight.remaining)
+        ]
+        for session in late:
+            self._cancel(session, run)
+        for session in late:
+            self.feed(session, now)
 
     def failed(self, session: Session, run: Run, now: float) -> None:
         """The rest of this run will not come."""

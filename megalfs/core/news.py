@@ -38,6 +38,11 @@ class News:
             delay = max(params.have_delay_s, params.have_delay_per_peer_s * len(self._state.sessions))
             self._fresh_due = now + delay
 
+    def forget(self, run: Run) -> None:
+        """The run is no longer here: whoever was not told of it need not be."""
+        self._fresh = [part for known in self._fresh for part in known.minus(run)]
+        self._stale = [part for known in self._stale for part in known.minus(run)]
+
     def flush(self, *, now: float, everything: bool = False) -> None:
         """Tells what is due, or all that is untold."""
         if self._fresh_due is not None and (everything or now >= self._fresh_due):

@@ -179,10 +179,10 @@ class Swarm:
 
     def withdraw(self, runs: Iterable[tuple[int, int]] | None, *, now: float) -> None:
         """These pieces, or all with None, are no longer here: the file changed under us."""
-        self._news.flush(now=now, everything=True)
         held = self._state.pieces.have.runs()
         given = held if runs is None else [Run(first, count) for first, count in runs]
         for run in given:
+            self._news.forget(run)
             self._state.pieces.lose(run)
             self._serving.withdraw(run)
         for session in self._state.nodes():

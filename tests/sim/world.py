@@ -145,6 +145,7 @@ class Node:
 
     def pump(self) -> None:
         """Performs what the swarm wants and sets its timer."""
+        self.world.touched.add(self)
         if not self.is_alive:
             return
         while effects := self.swarm.effects():
@@ -241,6 +242,8 @@ class World:
         self.params = params or SwarmParams()
         self.nodes: list[Node] = []
         self.does_check = True
+        self.touched: set[Node] = set()
+        """Nodes whose swarm has changed in this step."""
         self._numbers = count(1)
 
     @property
@@ -346,9 +349,10 @@ class World:
     def _step(self) -> bool:
         more = self.clock.step()
         if self.does_check:
-            for node in self.nodes:
+            for node in self.touched:
                 if node.is_alive:
                     check_node(node)
+        self.touched.clear()
         return more
 
 
