@@ -8,10 +8,9 @@ bytes that are not decided and shows them again.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
-from numpy.typing import NDArray
 
 import megalfs_ext
 from megalfs.formats.header import read_layout
@@ -19,7 +18,9 @@ from megalfs.formats.layout import Layout, NeedMore, Plain, Reading, regions
 from megalfs.formats.profile import CHUNK_BYTES_MAX, DEFAULT_PROFILE, Profile
 
 if TYPE_CHECKING:
+    import numpy as np
     from _typeshed import ReadableBuffer
+    from numpy.typing import NDArray
 
 __all__ = [
     "CHUNK_BYTES_MAX",
@@ -48,11 +49,13 @@ class RegionChunker:
 
     `position` is the first byte not yet decided; the next window starts there. A window of at least
     `profile.max` bytes always decides something, and so does one that reaches the end of the blob.
+
+    Without numpy, because hashing a file starts before that is imported; a window has tens of chunks.
     """
 
     __slots__ = ("_profile", "_region", "_region_ends", "position")
 
-    def __init__(self, region_ends: NDArray[np.uint64], profile: Profile) -> None:
+    def __init__(self, region_ends: Sequence[int], profile: Profile) -> None:
         """
         Args:
             region_ends: from `regions`; the last one is the size of the blob.
@@ -65,9 +68,9 @@ class RegionChunker:
     @property
     def size(self) -> int:
         """Bytes of the blob."""
-        return int(self._region_ends[-1]) if len(self._region_ends) else 0
+        return self._region_ends[-1] if len(self._region_ends) else 0
 
-    def push(self, window: ReadableBuffer, base_offset: int, *, is_final: bool) -> NDArray[np.uint64]:
+    def push(self, window: ReadableBuffer, base_offset: int, *, is_final: bool) -> array[int]:
         """Ends of the chunks that `window` decides, in bytes from the start of the blob, ascending.
 
         Args:
@@ -75,40 +78,22 @@ class RegionChunker:
             is_final: the window reaches the end of the blob, so every chunk in it is decided.
         """
         view = memoryview(window).cast("B")
-        limit = base_offset + view.nbytes
+        limit, start = base_offset + view.nbytes, base_offset
         assert base_offset == self.position
         assert is_final == (limit == self.size)
-        stop = int(np.searchsorted(self._region_ends, np.uint64(limit), "right"))
-        whole = self._region_ends[self._region : stop]  # regions that end inside the window
-        starts = np.concatenate((np.array([base_offset], np.uint64), whole))
-        parts = self._cut_regions(view, base_offset, starts)
-        rest = int(starts[-1])
-        if rest < limit:
-            parts.append(self._scan(view[rest - base_offset :], rest, is_final=False))
-        ends = np.concatenate(parts)
-        self._region = stop
-        self.position = int(ends[-1]) if len(ends) else base_offset
+        ends = array("Q")
+        while self._region < len(self._region_ends) and (end := self._region_ends[self._region]) <= limit:
+            if end - start <= self._profile.min:
+                ends.append(end)  # one chunk for sure: a file may have 200,000 tiny tensors
+            else:
+                self._scan(view[start - base_offset : end - base_offset], start, ends, is_final=True)
+            self._region, start = self._region + 1, end
+        if start < limit:
+            self._scan(view[start - base_offset :], start, ends, is_final=False)
+        self.position = ends[-1] if ends else base_offset
         return ends
 
-    def _cut_regions(
-        self, view: memoryview, base_offset: int, edges: NDArray[np.uint64]
-    ) -> list[NDArray[np.uint64]]:
-        """Chunk ends of regions that lie whole in the window: region i is `edges[i]` to `edges[i + 1]`.
-
-        Regions that are one chunk for sure are copied in slices: a file may have 200,000 tiny tensors.
-        """
-        parts: list[NDArray[np.uint64]] = []
-        ends = edges[1:]
-        done = 0
-        for index in np.flatnonzero(ends - edges[:-1] > self._profile.min).tolist():
-            start, end = int(edges[index]), int(ends[index])
-            parts.append(ends[done:index])
-            parts.append(self._scan(view[start - base_offset : end - base_offset], start, is_final=True))
-            done = index + 1
-        parts.append(ends[done:])
-        return parts
-
-    def _scan(self, piece: memoryview, offset: int, *, is_final: bool) -> NDArray[np.uint64]:
+    def _scan(self, piece: memoryview, offset: int, ends: array[int], *, is_final: bool) -> None:
         profile = self._profile
         raw = megalfs_ext.scan(
             piece,
@@ -118,15 +103,18 @@ class RegionChunker:
             normalization=profile.normalization,
             is_final=is_final,
         )
-        return np.frombuffer(raw, "<u8").astype(np.uint64, copy=False) + np.uint64(offset)
+        for start in range(0, len(raw), 8):
+            ends.append(offset + int.from_bytes(raw[start : start + 8], "little"))
 
 
 def chunk_buffer(
     buffer: ReadableBuffer, profile: Profile = DEFAULT_PROFILE
 ) -> tuple[NDArray[np.uint64], Layout | Plain]:
     """Chunk ends of a blob that is in memory, and the layout they follow."""
+    import numpy as np
+
     view = memoryview(buffer).cast("B")
     layout = plan_layout(view, view.nbytes, profile)
     assert not isinstance(layout, NeedMore)
     chunker = RegionChunker(regions(layout, view.nbytes, profile.avg), profile)
-    return chunker.push(view, 0, is_final=True), layout
+    return np.array(chunker.push(view, 0, is_final=True), np.uint64), layout

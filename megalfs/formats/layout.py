@@ -9,11 +9,9 @@ profile.
 from __future__ import annotations
 
 import re
+from array import array
 from dataclasses import dataclass
 from typing import TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
 
 from megalfs.formats.limits import SIZE_MAX
 
@@ -113,31 +111,32 @@ def _tensor_fault(tensor: Tensor) -> str | None:
     return None if 0 < name_bytes <= TENSOR_NAME_BYTES_MAX else "bad-name"
 
 
-def regions(layout: Layout | Plain, size: int, avg: int) -> NDArray[np.uint64]:
-    """Ends of the regions that are chunked each on its own: sorted, unique, the last one `size`.
+def regions(layout: Layout | Plain, size: int, avg: int) -> array[int]:
+    """Ends of the regions that are chunked each on its own: ascending, unique, the last one `size`.
 
     The header is one region, every tensor start and end is a cut, and so is each outermost index of a tensor
     of three or more dimensions whose slice has at least `avg` bytes (fused experts). When that would make
     more than 2**21 regions, the outermost indices are left out.
     """
-    if isinstance(layout, Plain) or size == 0:
-        return np.array([size] if size else [], np.uint64)
-    starts = np.array([tensor.offset for tensor in layout.tensors], np.uint64)
-    lengths = np.array([tensor.length for tensor in layout.tensors], np.uint64)
-    edges = [np.array([layout.header_bytes, size], np.uint64), starts, starts + lengths]
-    slices = [_slice_count(tensor, avg) for tensor in layout.tensors]
-    if sum(slices) + 2 * len(slices) + 2 <= REGIONS_MAX:
-        edges += [_slice_starts(t, count) for t, count in zip(layout.tensors, slices, strict=True) if count]
-    ends = np.unique(np.concatenate(edges))
-    return ends[ends > 0]
+    ends = array("Q")
+    if isinstance(layout, Layout) and size:
+        slices = [_slice_count(tensor, avg) for tensor in layout.tensors]
+        if sum(slices) + 2 * len(slices) + 2 > REGIONS_MAX:
+            slices = [0] * len(slices)
+        ends.append(layout.header_bytes)
+        for tensor, count in zip(layout.tensors, slices, strict=True):  # in order, and none overlaps the next
+            step = tensor.length // count if count else 0
+            for index in range(count or 1):
+                if tensor.offset + index * step > ends[-1]:
+                    ends.append(tensor.offset + index * step)
+            if tensor.offset + tensor.length > ends[-1]:
+                ends.append(tensor.offset + tensor.length)
+    if size and (not ends or ends[-1] < size):
+        ends.append(size)
+    return ends
 
 
 def _slice_count(tensor: Tensor, avg: int) -> int:
     if len(tensor.shape) < 3 or tensor.shape[0] == 0 or tensor.length % tensor.shape[0]:
         return 0
     return tensor.shape[0] if tensor.length // tensor.shape[0] >= avg else 0
-
-
-def _slice_starts(tensor: Tensor, count: int) -> NDArray[np.uint64]:
-    step = np.uint64(tensor.length // count)
-    return np.arange(count, dtype=np.uint64) * step + np.uint64(tensor.offset)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import accumulate
 from typing import NoReturn, TypeAlias
-
-import numpy as np
 
 __all__ = ["JsonFault", "JsonValue", "encode", "parse", "parse_canonical"]
 
@@ -22,9 +21,8 @@ INTEGER_DIGITS_MAX = 20  # 2**64 has 20
 
 _HUGE = re.compile(rb"[0-9]{%d}" % (INTEGER_DIGITS_MAX + 1))
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_STEP = np.zeros(256, np.int8)
-_STEP[[ord("{"), ord("[")]] = 1
-_STEP[[ord("}"), ord("]")]] = -1
+_NO_BRACKET = bytes(set(range(256)) - set(b"{}[]"))
+_STEP = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
 
 
 class JsonFault(ValueError):  # noqa: N818 - a fault of the text, named so that callers map it
@@ -81,9 +79,9 @@ def parse_canonical(text: bytes) -> JsonValue:
 
 
 def _depth(bare: bytes) -> int:
-    """Deepest nesting of JSON whose strings were taken out."""
-    steps = _STEP[np.frombuffer(bare, np.uint8)]
-    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
+    """Deepest nesting of JSON whose strings were taken out; headers are read before numpy is imported."""
+    brackets = bare.translate(None, _NO_BRACKET)
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0)
 
 
 def _unique(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
