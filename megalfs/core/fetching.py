@@ -63,13 +63,18 @@ class Fetching:
             return
         rate = session.down.rate(now)
         size = run_bytes(state, rate=rate, rate_total=self.rate.rate(now), sources=len(state.sessions))
-        room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
-        while len(session.flights) < room:
+        session.room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
+        while len(session.flights) < session.room:
             run = pick(state, session, size)
             if run is None:
                 break
             self._ask(session, run, now)
         self._watch(session, now)
+
+    def feed_if_idle(self, session: Session, now: float) -> None:
+        """As `feed`, for events that leave the peer's queue as it is: most find it full, and cost nothing."""
+        if len(session.flights) < session.room:
+            self.feed(session, now)
 
     def feed_all(self, now: float) -> None:
         """Asks every peer, those with least outstanding first."""
@@ -109,7 +114,10 @@ class Fetching:
         return True
 
     def delivered(self, session: Session, run: Run, *, size: int, new: int, now: float) -> None:
-        """A run, or part of one, came from this peer and is verified; `new` bytes of it were missing."""
+        """A run, or part of one, came from this peer and is verified; `new` bytes of it were missing.
+
+        The caller feeds the peer once it has told everybody else.
+        """
         session.touched_at = now
         session.failures = 0
         session.snubs = max(0, session.snubs - 1)

@@ -10,6 +10,8 @@ from megalfs.core.state import SwarmState
 
 __all__ = ["News"]
 
+SUPPRESS_RUNS_MAX = 4  # longer news are rarely all known; looking would cost 2 us a run and peer
+
 
 class News:
     """Runs verified since peers were last told."""
@@ -30,8 +32,6 @@ class News:
 
     def add(self, run: Run, *, now: float) -> None:
         """The run is verified and may be asked of us."""
-        if self._fresh and self._fresh[-1].end == run.first:
-            run = Run(self._fresh[-1].first, self._fresh.pop().count + run.count)
         self._fresh.append(run)
         if self._fresh_due is None:
             params = self._state.params
@@ -68,7 +68,9 @@ class News:
             self._state.send(session, Lost(manifest, tuple(runs[at : at + HAVE_RUNS_MAX])))
 
     def _tell(self, runs: list[Run], *, to_seeders: bool) -> None:
-        messages = self._batches(runs)
+        if not runs:
+            return
+        messages = self._batches(_merged(runs))
         for session in self._state.nodes():
             if (session.shows is Shows.ALL) is to_seeders:
                 for message in self._needed(messages, session):
@@ -76,10 +78,10 @@ class News:
 
     def _needed(self, messages: list[SwarmMessage], session: Session) -> list[SwarmMessage]:
         # A leecher that holds the pieces itself learns nothing it can use (libtorrent's have suppression).
-        if session.shows is not Shows.SOME or len(messages) != 1:
-            return messages
         message = messages[0]
         assert isinstance(message, HaveRuns)
+        if session.shows is not Shows.SOME or len(message.runs) > SUPPRESS_RUNS_MAX:
+            return messages
         useful = tuple(run for run in message.runs if not session.holds_all(run))
         if len(useful) == len(message.runs):
             return messages  # the very object that others get: it is encoded once
@@ -91,3 +93,14 @@ class News:
             HaveRuns(manifest, tuple(runs[at : at + HAVE_RUNS_MAX]))
             for at in range(0, len(runs), HAVE_RUNS_MAX)
         ]
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """The same pieces in ascending runs, neighbours joined."""
+    merged: list[Run] = []
+    for run in sorted(runs):
+        if merged and run.first <= merged[-1].end:
+            last = merged.pop()
+            run = Run(last.first, max(last.end, run.end) - last.first)
+        merged.append(run)
+    return merged

@@ -69,14 +69,13 @@ class Pieces:
     def ask(self, run: Run) -> None:
         """The run is asked of one more peer."""
         self._asked[run.first : run.end] += 1
-        part = self.wanted[run.first : run.end]
-        self.unasked -= int(np.count_nonzero(part))
-        part[:] = False
+        self._unwant(run)
 
     def unask(self, run: Run) -> None:
         """One peer fewer is asked for the run; what nobody else is asked for is wanted again."""
         self._asked[run.first : run.end] -= 1
-        self._reconsider(run)
+        if not self.have.has_all(run.first, run.count):
+            self._reconsider(run)
 
     def asked(self, run: Run) -> int:
         """Of how many peers at most a piece of the run is asked."""
@@ -93,7 +92,7 @@ class Pieces:
         self.have.add(run.first, run.count)
         self.missing_bytes -= size
         self._reserved[run.first : run.end] = False
-        self._reconsider(run)
+        self._unwant(run)
         return size
 
     def lose(self, run: Run) -> None:
@@ -106,12 +105,19 @@ class Pieces:
     def reserve(self, run: Run) -> None:
         """A local source works on the run: it is not to be asked of peers."""
         self._reserved[run.first : run.end] = True
-        self._reconsider(run)
+        self._unwant(run)
 
     def release(self, run: Run) -> None:
         """The local source gave up on the run."""
         self._reserved[run.first : run.end] = False
         self._reconsider(run)
+
+    def _unwant(self, run: Run) -> None:
+        part = self.wanted[run.first : run.end]
+        gone = int(np.count_nonzero(part))
+        if gone:
+            part[:] = False
+            self.unasked -= gone
 
     def _reconsider(self, run: Run) -> None:
         span = slice(run.first, run.end)

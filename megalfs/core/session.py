@@ -59,6 +59,8 @@ class Session:
 
     # -- what we fetch from it
     flights: list[Flight] = field(default_factory=list)
+    room: int = 1
+    """How many flights it should have, when it was last fed."""
     cancelled: deque[Run] = field(default_factory=lambda: deque(maxlen=CANCELLED_MAX))
     credit_given: int = 0
     late_grants: int = 0

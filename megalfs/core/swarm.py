@@ -141,7 +141,7 @@ class Swarm:
         if state.pieces.is_complete and not was_complete:
             self._complete(now)
         elif session is not None:
-            self._fetching.feed(session, now)
+            self._fetching.feed_if_idle(session, now)
 
     def corrupt(self, peer: PeerId, pieces: Sequence[int], *, now: float) -> None:
         """These pieces came with wrong bytes: their sender is banned, nobody else."""
@@ -309,11 +309,11 @@ class Swarm:
                 self._serving.announced(session, run, now)
         if session.shows is not was:
             self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
-        else:
+        elif not is_news:
+            self._state.strike(session, STALE_WEIGHT, "says nothing new")
+        elif self._serving.is_granting:
             self._serving.go_on(now)
-            if not is_news:
-                self._state.strike(session, STALE_WEIGHT, "says nothing new")
-        self._fetching.feed(session, now)
+        self._fetching.feed_if_idle(session, now)
 
     def _heard_state(self, session: Session, shows: Shows, now: float) -> None:
         was = session.shows

@@ -1,0 +1,141 @@
+"""What scheduling costs: a 140 GB blob of 560,000 pieces, 64 peers, 3 GB/s of virtual time.
+
+Prints the share of one core that the core's Python takes (issue: under 5 %), the time of one event of each
+kind, and the memory of one swarm. No bytes move: the harness plays the driver and reports runs as verified
+in parts of 4 MiB, as the data path does.
+
+    python bench/bench_scheduler.py [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import time
+import tracemalloc
+from collections import Counter
+from random import Random
+
+import numpy as np
+
+from megalfs.core.bitfield import Bitfield, Run
+from megalfs.core.effects import Cancel, Fetch, PeerId
+from megalfs.core.ids import ManifestId
+from megalfs.core.messages import HaveAll, HaveRuns
+from megalfs.core.params import SwarmParams
+from megalfs.core.swarm import PeerKind, Swarm
+from megalfs.core.topology import Tier
+
+PIECES = 560_000
+PIECE_BYTES = 250_000
+PEERS = 64
+RATE = 3e9
+PART_BYTES = 4 << 20
+HAVE_S = 0.03  # each leecher announces a run about as often as it gets one
+MANIFEST = ManifestId(bytes(32))
+
+
+class Bench:
+    """Plays the driver of one leecher among seeders and other leechers."""
+
+    def __init__(self, seeders: int, seed: int) -> None:
+        self.rng = Random(seed)
+        self.spent: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.now = 0.0
+        self.moved = 0
+        self.queue: list[tuple[float, int, PeerId, Run]] = []
+        self.order = 0
+        self.free_at = 0.0
+        lengths = np.full(PIECES, PIECE_BYTES, dtype=np.uint32)
+        params = SwarmParams()
+        self.swarm = Swarm(MANIFEST, lengths, have=Bitfield(PIECES), params=params, rng=self.rng, now=0.0)
+        self.leechers: list[PeerId] = []
+        for number in range(PEERS):
+            peer = PeerId(number)
+            self.swarm.connected(peer, kind=PeerKind.NODE, tier=Tier.ZONE, now=0.0)
+            if number < seeders:
+                self.swarm.received(peer, HaveAll(MANIFEST), now=0.0)
+            else:
+                self.leechers.append(peer)
+                runs = tuple(Run(self.rng.randrange(PIECES - 40), 40) for _ in range(2000))
+                self.swarm.received(peer, HaveRuns(MANIFEST, runs), now=0.0)
+        self.perform()
+
+    def timed(self, name: str, call, *args, **named) -> None:
+        started = time.thread_time()
+        call(*args, **named)
+        self.spent[name] += time.thread_time() - started
+        self.calls[name] += 1
+
+    def perform(self) -> None:
+        started = time.thread_time()
+        effects = self.swarm.effects()
+        self.spent["effects"] += time.thread_time() - started
+        for effect in effects:
+            self.calls[type(effect).__name__] += 1
+            if isinstance(effect, Fetch):
+                size = effect.count * PIECE_BYTES
+                self.free_at = max(self.free_at, self.now) + size / RATE
+                self.order += 1
+                run = Run(effect.first, effect.count)
+                heapq.heappush(self.queue, (self.free_at, self.order, effect.peer, run))
+            assert not isinstance(effect, Cancel)
+
+    def run(self, seconds: float) -> None:
+        next_have = 0.0
+        while self.now < seconds and self.queue:
+            at, _, peer, run = heapq.heappop(self.queue)
+            self.now = max(self.now, at)
+            while self.leechers and next_have < self.now:
+                next_have += HAVE_S / len(self.leechers)
+                self.hear()
+            self.timed("receiving", self.swarm.receiving, peer, *run, now=self.now)
+            step = PART_BYTES // PIECE_BYTES
+            for first in range(run.first, run.end, step):
+                count = min(step, run.end - first)
+                self.timed("verified", self.swarm.verified, peer, first, count, now=self.now)
+                self.moved += count * PIECE_BYTES
+            due = self.swarm.next_timeout()
+            if due is not None and due <= self.now:
+                self.timed("timeout", self.swarm.timeout, now=self.now)
+            self.perform()
+
+    def hear(self) -> None:
+        peer = self.rng.choice(self.leechers)
+        message = HaveRuns(MANIFEST, (Run(self.rng.randrange(PIECES - 64), 64),))
+        self.timed("received", self.swarm.received, peer, message, now=self.now)
+
+
+def report(seeders: int, seconds: float) -> None:
+    tracemalloc.start()
+    bench = Bench(seeders, seed=1)
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    bench.spent.clear()
+    bench.calls.clear()
+    bench.run(seconds)
+    total = sum(bench.spent.values())
+    print(f"{seeders} seeders, {PEERS - seeders} leechers, {PIECES:,} pieces: ", end="")
+    print(f"{bench.moved / bench.now / 1e9:.2f} GB/s, {100 * total / bench.now:.2f} % of a core, ", end="")
+    print(f"{memory / 1e6:.0f} MB a swarm")
+    for name, spent in bench.spent.most_common():
+        calls = bench.calls[name] or 1
+        print(f"  {name:10} {calls:8,} calls  {1e6 * spent / calls:8.1f} us each")
+    print(
+        f"  runs {bench.calls['Fetch'] / bench.now:.0f}/s, messages {bench.calls['Send'] / bench.now:.0f}/s"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of virtual time (default 5)")
+    seconds = parser.parse_args().seconds
+    for seeders in (64, 8, 1):
+        report(seeders, seconds)
+
+
+if __name__ == "__main__":
+    main()
