@@ -21,7 +21,7 @@ from megalfs.core.ids import ManifestId
 from megalfs.core.messages import Data
 from megalfs.errors import MegalfsError, RemoteProtocolError, StoreError, TemporaryError
 from megalfs.net.framing import read_frame
-from megalfs.net.limiter import RateLimiter
+from megalfs.net.limiter import Limiter
 from megalfs.net.sinks import GRANULE_BYTES, GranuleBuffer, Progress, Receiver, Sink
 from megalfs.net.sockets import abort, receive_exactly, set_receive_timeout
 
@@ -63,7 +63,7 @@ class ReceiveLane(threading.Thread):
         sink_of: Callable[[ManifestId], Sink | None],
         arriving: Callable[[ManifestId, int, int], None],
         progress: Progress,
-        limiter: RateLimiter,
+        limiter: Limiter,
         closed: Callable[[ReceiveLane, MegalfsError | None], None],
     ) -> None:
         super().__init__(name="megalfs-receive", daemon=True)
@@ -131,7 +131,7 @@ class SendLane(threading.Thread):
         sock: socket.socket,
         uploads: queue.SimpleQueue[Upload | None],
         *,
-        limiter: RateLimiter,
+        limiter: Limiter,
         closed: Callable[[SendLane, MegalfsError | None], None],
     ) -> None:
         super().__init__(name="megalfs-send", daemon=True)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
 from megalfs.net.http import REDIRECTS_MAX, Connection, check_status, follow, parse_url
-from megalfs.net.limiter import RateLimiter
+from megalfs.net.limiter import Limiter
 from megalfs.net.sinks import Fill, GranuleBuffer, Progress, Receiver, Sink
 
 __all__ = ["Origin", "WebSeedLane", "origin_url"]
@@ -188,7 +188,7 @@ class WebSeedLane(threading.Thread):
         progress: Progress,
         arriving: Callable[[ManifestId, int, int], None],
         failed: Callable[[ManifestId, int, int, MegalfsError], None],
-        limiter: RateLimiter,
+        limiter: Limiter,
     ) -> None:
         super().__init__(name="megalfs-origin", daemon=True)
         self._origin = origin

@@ -24,7 +24,7 @@ from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Labels, Tier, tier_between
 from megalfs.errors import MegalfsError, NotFoundError, OriginRefusedError, StoreError
 from megalfs.net.lanes import Upload, UploadSource
-from megalfs.net.limiter import RateLimiter
+from megalfs.net.limiter import Limiter
 from megalfs.net.session import Session
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.webseed import Origin, WebSeedLane
@@ -194,7 +194,7 @@ class SwarmDriver:
         self.swarm.received(peer, message, now=self._loop.time())
         self._step()
 
-    def add_origin(self, url: str, *, proxies: Mapping[str, str], limiter: RateLimiter) -> None:
+    def add_origin(self, url: str, *, proxies: Mapping[str, str], limiter: Limiter) -> None:
         """Adds a plain HTTP server that has the whole blob."""
         assert self._sink is not None
         peer = self._hub.next_peer_id()
@@ -214,7 +214,7 @@ class SwarmDriver:
         url: str,
         wanted: queue.SimpleQueue[object],
         proxies: Mapping[str, str],
-        limiter: RateLimiter,
+        limiter: Limiter,
     ) -> WebSeedLane:
         assert self._sink is not None
 

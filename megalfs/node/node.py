@@ -30,13 +30,13 @@ from megalfs.core.topology import Labels
 from megalfs.errors import BusyError, MegalfsError, NotFoundError, StoreError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient
-from megalfs.net.limiter import RateLimiter
 from megalfs.net.session import Session
 from megalfs.net.sockets import SocketOptions
 from megalfs.node.announcer import Announcer
 from megalfs.node.driver import SwarmDriver
 from megalfs.node.http_guard import Guard, make_token
 from megalfs.node.identity import LocalIdentity
+from megalfs.node.limits import TierLimits
 from megalfs.node.neighbours import Neighbours
 from megalfs.node.peers import HubOptions, PeerHub
 from megalfs.node.routes import make_app
@@ -102,8 +102,7 @@ class Node:
         self._rng = rng or Random(secrets.randbits(64))  # noqa: S311 - schedules, not secrets
         self._active: dict[ManifestId, _Active] = {}
         self._loop = asyncio.get_running_loop()
-        self.limit_up = RateLimiter(settings.limit_up)
-        self.limit_down = RateLimiter(settings.limit_down)
+        self.limits = TierLimits(settings)
         advertise = str(settings.advertise) if settings.advertise else ""
         self.guard = Guard(
             store.root.token(), settings.advertise.host if settings.advertise else "", settings.allow_keys
@@ -114,8 +113,7 @@ class Node:
         self.hub = PeerHub(
             identity,
             options,
-            limit_up=self.limit_up,
-            limit_down=self.limit_down,
+            limits=self.limits,
             find_swarm=self.driver,
             open_swarm=self._open_swarm,
             exchange=self._exchanged,

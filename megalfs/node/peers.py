@@ -34,16 +34,16 @@ from megalfs.core.messages import (
     Role,
     SwarmMessage,
 )
-from megalfs.core.topology import Labels
+from megalfs.core.topology import Labels, Tier, tier_between
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError, UsageError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.framing import read_frame
 from megalfs.net.lanes import ReceiveLane, SendLane, send_frame
-from megalfs.net.limiter import RateLimiter
 from megalfs.net.session import Session, open_control
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.sockets import SocketOptions, dial, switching_protocols, tune
 from megalfs.node.identity import LocalIdentity
+from megalfs.node.limits import TierLimits
 from megalfs.node.threads import in_daemon_thread
 
 __all__ = ["HubOptions", "PeerHub", "SwarmEnd"]
@@ -89,8 +89,7 @@ class PeerHub:
         identity: LocalIdentity,
         options: HubOptions,
         *,
-        limit_up: RateLimiter,
-        limit_down: RateLimiter,
+        limits: TierLimits,
         find_swarm: Callable[[ManifestId], SwarmEnd | None],
         open_swarm: Callable[[Join], SwarmEnd | None],
         exchange: Callable[[Session, Peers], None],
@@ -104,8 +103,7 @@ class PeerHub:
         self.ban_count = 0
         self.dropped: list[tuple[str, str]] = []
         self._options = options
-        self._limit_up = limit_up
-        self._limit_down = limit_down
+        self._limits = limits
         self._find_swarm = find_swarm
         self._open_swarm = open_swarm
         self._exchange = exchange
@@ -342,11 +340,14 @@ class PeerHub:
         else:
             self._start_sending(session, upgraded.sock)
 
+    def _tier(self, session: Session) -> Tier:
+        return tier_between(self._options.labels, session.hello.labels)
+
     def _start_sending(self, session: Session, sock: socket.socket) -> None:
         def closed(lane: SendLane, error: MegalfsError | None) -> None:
             self.post(self._lane_ended, session, lane, error)
 
-        lane = SendLane(sock, session.uploads, limiter=self._limit_up, closed=closed)
+        lane = SendLane(sock, session.uploads, limiter=self._limits.up(self._tier(session)), closed=closed)
         session.send_lanes.add(lane)
         lane.start()
 
@@ -369,7 +370,7 @@ class PeerHub:
                 corrupt=with_swarm(lambda swarm: swarm.corrupt),
                 progressed=with_swarm(lambda swarm: swarm.progressed),
             ),
-            limiter=self._limit_down,
+            limiter=self._limits.down(self._tier(session)),
             closed=closed,
         )
         session.receive_lanes.add(lane)

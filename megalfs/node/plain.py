@@ -26,7 +26,7 @@ from megalfs.errors import (
     RemoteProtocolError,
     TemporaryError,
 )
-from megalfs.net.limiter import RateLimiter
+from megalfs.net.limiter import Limiter
 from megalfs.net.webseed import Origin, blocks
 from megalfs.store.partial import Partial
 
@@ -69,7 +69,7 @@ class PlainPull:
     size: int | None
     partial: Partial
     proxies: Mapping[str, str]
-    limiter: RateLimiter
+    limiter: Limiter
     arrived: Callable[[PlainSource, int], None]
     stop: threading.Event = field(default_factory=threading.Event)
     rejected: dict[str, int] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import Manifest
+from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.webseed import origin_url
@@ -29,8 +30,10 @@ from megalfs.node.decide import find_liars
 from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.sources import PeerAnswer, Sources, node_url
 from megalfs.store.blobs import Place
+from megalfs.store.identity import ChangedError, Identity, open_regular
 from megalfs.store.ingest import publish
 from megalfs.store.partial import Partial
+from megalfs.store.verify import sha256_of_fd
 
 if TYPE_CHECKING:
     from megalfs.node.node import Node
@@ -342,13 +345,9 @@ class Pull:
         ]
 
         def finish() -> None:
-            identity = partial.commit(
-                replace=request.may_replace(),
-                executable=request.is_executable,
-                durable=self._node.settings.durable,
-            )
-            identity = identity.linked() if request.is_linked else identity
-            attempt.source.settle(identity)
+            identity = self._give_name(partial)
+            own = Identity.of_fd(attempt.source.fileno())
+            attempt.source.settle(identity if own.ino == identity.ino else own)
             store.adopt(request.target, manifest, identity=identity, signatures=signatures)
 
         await attempt.stop_writing()
@@ -371,7 +370,12 @@ class Pull:
                 self._base.bytes_origin += size
 
         self._plain = PlainPull(
-            self.request.oid, self.request.size, partial, self._node.proxies, self._node.limit_down, arrived
+            self.request.oid,
+            self.request.size,
+            partial,
+            self._node.proxies,
+            self._node.limits.down(Tier.ORIGIN),
+            arrived,
         )
         try:
             await self._plain.run(sources)
@@ -385,16 +389,29 @@ class Pull:
 
     def _commit_plain(self, partial: Partial) -> None:
         request = self.request
-        identity = partial.commit(
-            replace=request.may_replace(),
-            executable=request.is_executable,
-            durable=self._node.settings.durable,
-        )
+        identity = self._give_name(partial)
         self._partial = None
         if request.keeps_seeding:
             publish(self._node.store, request.target)
             if request.is_linked:
-                self._node.store.record(Place(request.target, identity.linked()), request.oid, None)
+                self._node.store.record(Place(request.target, identity), request.oid, None)
+
+    def _give_name(self, partial: Partial) -> Identity:
+        """Renames the proven file to its target; the very same file there, of another pull, is as good."""
+        request = self.request
+        try:
+            identity = partial.commit(
+                replace=request.may_replace(),
+                executable=request.is_executable,
+                durable=self._node.settings.durable,
+            )
+        except PolicyError:
+            found = _identity_of(request.target, request.oid)
+            if found is None:
+                raise
+            partial.discard()
+            identity = found
+        return identity.linked() if request.is_linked else identity
 
     def _plain_sources(self) -> list[PlainSource]:
         origins = [PlainSource(url, url, is_origin=True) for url in self._origin_urls]
@@ -478,6 +495,20 @@ class Pull:
         if partial.manifest is None:
             return os.fstat(partial.fd).st_size > 0
         return bool(partial.have.count or partial.candidates.count)
+
+
+def _identity_of(path: Path, oid: Oid) -> Identity | None:
+    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed."""
+    try:
+        fd = open_regular(path)
+    except (OSError, ChangedError):
+        return None
+    try:
+        before = Identity.of_fd(fd)
+        digest, _ = sha256_of_fd(fd)
+        return before if digest == oid.raw and Identity.of_fd(fd) == before else None
+    finally:
+        os.close(fd)
 
 
 def _add(into: dict[str, int], more: dict[str, int]) -> None:

@@ -212,7 +212,7 @@ class Routes:
         with os.fdopen(os.dup(holding.source.fileno()), "rb") as file:
             while offset < stop:
                 size = min(TLS_BLOCK_BYTES if is_tls else SEND_BLOCK_BYTES, stop - offset)
-                await asyncio.sleep(self._node.limit_up.debt_s(size))
+                await asyncio.sleep(self._node.limits.all_up.debt_s(size))
                 if is_tls:
                     # asyncio's own TLS fallback of sendfile reads 16 KiB a hop and crawls at 0.1 GB/s.
                     block = await asyncio.to_thread(os.pread, file.fileno(), size, offset)
