@@ -98,7 +98,17 @@ def _rarest(state: SwarmState, session: Session, size: int) -> Run | None:
     copies = np.where(bits, availability.counts(low, low + len(bits)), NONE_RARER)
     rarest = np.flatnonzero(copies == copies.min())
     at = int(rarest[_draw(rng, len(rarest), from_end=state.params.from_end)])
-    return _forward(pieces, bits, at, low, size)
+    return _forward(pieces, bits, _aligned(pieces, bits, at, low, size), low, size)
+
+
+def _aligned(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> int:
+    """Moves a start back to a multiple of the run's length, as far as bits are true.
+
+    Random starts would cut what is left into ever shorter runs; on a grid it stays in whole ones.
+    """
+    start = max(0, at - (low + at) % pieces.fit(low + at, size))
+    gaps = np.flatnonzero(~bits[start:at])
+    return start + int(gaps[-1]) + 1 if len(gaps) else start
 
 
 def _draw(rng: Random, count: int, *, from_end: bool) -> int:
