@@ -168,21 +168,19 @@ class Verdict(enum.Enum):
     FORK = "says something else than a record we know: equivocation"
 
 
-def judge(known: Sequence[SignedState], new: SignedState) -> Verdict:  # noqa: PLR0911 - a table in words
-    """Compares a record with those of the highest sequence number we keep: one, or two that contradict."""
+def judge(known: Sequence[SignedState], new: SignedState) -> Verdict:
+    """Compares a record with the newest we keep: one, or two that contradict each other."""
     if not known:
         return Verdict.FOLLOWS
-    top, seq = known[0].state.seq, new.state.seq
-    if any(each.hash == new.hash for each in known):
-        return Verdict.SAME
-    if seq < top:
-        return Verdict.OLDER
-    if seq == top:
-        return Verdict.FORK
+    top, seq = max(each.state.seq for each in known), new.state.seq
     hashes = {each.hash for each in known}
-    if len(known) > 1:
-        return Verdict.FOLLOWS if hashes <= set(new.state.conflicts) else Verdict.OLDER
-    if new.state.previous in hashes or hashes <= set(new.state.conflicts):
+    if new.hash in hashes:
+        return Verdict.SAME
+    if seq > top and hashes <= set(new.state.conflicts):
+        return Verdict.FOLLOWS
+    if seq < top or len(known) > 1:
+        return Verdict.OLDER
+    if seq > top and new.state.previous in hashes:
         return Verdict.FOLLOWS
     return Verdict.GAP if seq > top + 1 else Verdict.FORK
 

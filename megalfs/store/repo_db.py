@@ -44,7 +44,7 @@ _MIGRATIONS = (
     CREATE UNIQUE INDEX own_names ON repos (name) WHERE is_external = 0;
     CREATE TABLE states (
         repo_id TEXT NOT NULL, seq INTEGER NOT NULL, hash TEXT NOT NULL, record BLOB NOT NULL,
-        PRIMARY KEY (repo_id, seq, hash)) STRICT;
+        is_fork INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (repo_id, seq, hash)) STRICT;
     CREATE TABLE writers (repo_id TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (repo_id, key)) STRICT;
     CREATE TABLE clones (path TEXT PRIMARY KEY, repo_id TEXT NOT NULL, seq INTEGER NOT NULL) STRICT;
     CREATE TABLE faults (

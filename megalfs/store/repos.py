@@ -221,13 +221,22 @@ class Repos:
     # --- states ------------------------------------------------------------------------------------------
 
     def states(self, repo: RepoId) -> list[SignedState]:
-        """Those of the highest sequence number: one, or the two that contradict each other."""
+        """The newest: one, or the two that contradict each other."""
         rows = self._db.rows(
-            "SELECT record FROM states WHERE repo_id = ?1 AND seq ="
-            " (SELECT max(seq) FROM states WHERE repo_id = ?1) ORDER BY hash",
-            str(repo),
+            "SELECT record FROM states WHERE repo_id = ? AND is_fork = 1 ORDER BY seq, hash", str(repo)
+        ) or self._db.rows(
+            "SELECT record FROM states WHERE repo_id = ? ORDER BY seq DESC, hash LIMIT 1", str(repo)
         )
         return [SignedState.parse(row[0]) for row in rows if isinstance(row[0], bytes)]
+
+    def put_fork(self, known: SignedState, new: SignedState) -> None:
+        """Keeps two states that contradict each other, as the proof; neither is followed."""
+        with self._db.writing() as db:
+            for each in (known, new):
+                repo, seq = str(each.state.repo), each.state.seq
+                db.execute(
+                    "INSERT OR REPLACE INTO states VALUES (?,?,?,?,1)", (repo, seq, each.hash, each.encode())
+                )
 
     def state_at(self, repo: RepoId, seq: int) -> list[SignedState]:
         """Those with a sequence number."""
@@ -235,11 +244,12 @@ class Repos:
         return [SignedState.parse(row[0]) for row in rows if isinstance(row[0], bytes)]
 
     def put_state(self, signed: SignedState) -> None:
-        """Keeps a state; the oldest of very many go."""
+        """Keeps a state that follows what we know, which ends a fork; the oldest of very many go."""
         repo, seq = str(signed.state.repo), signed.state.seq
         with self._db.writing() as db:
+            db.execute("UPDATE states SET is_fork = 0 WHERE repo_id = ?", (repo,))
             db.execute(
-                "INSERT OR IGNORE INTO states VALUES (?,?,?,?)", (repo, seq, signed.hash, signed.encode())
+                "INSERT OR IGNORE INTO states VALUES (?,?,?,?,0)", (repo, seq, signed.hash, signed.encode())
             )
             db.execute(
                 "DELETE FROM states WHERE repo_id = ?1 AND seq <"
