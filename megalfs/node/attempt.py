@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -238,18 +238,25 @@ class Attempt:
 
     # --- sources -------------------------------------------------------------------------------------------
 
-    def recruit(self, peers: Sequence[HostPort], *, origins: Sequence[str]) -> None:
-        """Brings every peer that offers this manifest into the swarm, and back when it was lost; adds origins."""
+    def recruit(self, peers: Sequence[HostPort], *, origins: Mapping[str, Mapping[str, str]]) -> None:
+        """Brings every peer that offers this manifest into the swarm, and back when it was lost; adds origins.
+
+        Args:
+            origins: the headers that go with each URL.
+        """
         now = self._loop.time()
         for address in peers:
             dial = self._dials.setdefault(address, _Dial())
             if dial.task is None and now >= dial.not_before:
                 dial.task = asyncio.create_task(self._join(address, dial))
-        for url in origins:
+        for url, headers in origins.items():
             if url not in self._origins:
                 self._origins.add(url)
                 self.driver.add_origin(
-                    url, proxies=self._node.proxies, limiter=self._node.limits.down(Tier.ORIGIN)
+                    url,
+                    proxies=self._node.proxies,
+                    limiter=self._node.limits.down(Tier.ORIGIN),
+                    headers=headers,
                 )
 
     async def _join(self, address: HostPort, dial: _Dial) -> None:

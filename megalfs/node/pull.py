@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +67,7 @@ class PullRequest:
     peers: tuple[HostPort, ...] = ()
     trackers: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    origin_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     may_replace: Callable[[], bool] = lambda: False
     is_executable: bool = False
     wait_peers_s: float = 10.0
@@ -115,9 +116,10 @@ class Pull:
         self._manifests: dict[ManifestId, Manifest] = {}
         self._tracker_task: asyncio.Task[None] | None = None
         self._started_at = self._loop.time()
-        self._origin_urls = tuple(
-            origin_url(each, oid=request.oid, name=request.name) for each in request.origins
-        )
+        self._origins = {
+            origin_url(each, oid=request.oid, name=request.name): request.origin_headers.get(each, {})
+            for each in request.origins
+        }
 
     # --- what others see ---------------------------------------------------------------------------------
 
@@ -225,7 +227,7 @@ class Pull:
             mine = next(
                 (each for each in ranked if each.manifest_id == attempt.manifest.id), attempt.candidate
             )
-            attempt.recruit(mine.peers, origins=self._origin_urls)
+            attempt.recruit(mine.peers, origins=self._origins)
             others = [each for each in ranked if each.manifest_id != attempt.manifest.id]
             is_dry = not (attempt.driver.source_count or attempt.is_dialling or attempt.is_local_busy)
             if others and (outcome is Outcome.STARVED or (is_dry and attempt.idle_s > DRY_S)):
@@ -276,7 +278,7 @@ class Pull:
                 if (local := await asyncio.to_thread(self._local_candidate)) is not None:
                     return local
                 is_hopeless = not self._sources.is_asking and (
-                    self._refuted or self._starved or self._origin_urls
+                    self._refuted or self._starved or self._origins
                 )
                 if is_hopeless or now >= deadline or self._is_nobody_left():
                     return None
@@ -289,7 +291,7 @@ class Pull:
 
     def _local_candidate(self) -> Candidate | None:
         """A manifest that this root knows, for an origin or peers that offer none."""
-        if not self._origin_urls:
+        if not self._origins:
             return None
         for manifest_id in self._node.store.manifests(self.request.oid):
             if manifest_id not in self._refuted | self._starved:
@@ -414,7 +416,9 @@ class Pull:
         return identity.linked() if request.is_linked else identity
 
     def _plain_sources(self) -> list[PlainSource]:
-        origins = [PlainSource(url, url, is_origin=True) for url in self._origin_urls]
+        origins = [
+            PlainSource(url, url, is_origin=True, headers=headers) for url, headers in self._origins.items()
+        ]
         path, headers = f"/v1/file/{self.request.oid}", self._node.peer_headers()
         strangers = self._node.peer_http.strangers
         peers = [
