@@ -194,12 +194,17 @@ class SwarmDriver:
         self.swarm.received(peer, message, now=self._loop.time())
         self._step()
 
-    def add_origin(self, url: str, *, proxies: Mapping[str, str], limiter: Limiter) -> None:
-        """Adds a plain HTTP server that has the whole blob."""
+    def add_origin(
+        self, url: str, *, proxies: Mapping[str, str], limiter: Limiter, headers: Mapping[str, str]
+    ) -> None:
+        """Adds a plain HTTP server that has the whole blob; `headers` are sent to it and to nobody else."""
         assert self._sink is not None
         peer = self._hub.next_peer_id()
         wanted: queue.SimpleQueue[object] = queue.SimpleQueue()
-        lanes = [self._web_seed_lane(peer, url, wanted, proxies, limiter) for _ in range(ORIGIN_LANES)]
+        lanes = [
+            self._web_seed_lane(peer, Origin(url, proxies=proxies, headers=headers), wanted, limiter)
+            for _ in range(ORIGIN_LANES)
+        ]
         self._web_seeds[peer] = _WebSeed(url, wanted, lanes)
         self.names[peer] = url
         self._origin_names.add(url)
@@ -211,9 +216,8 @@ class SwarmDriver:
     def _web_seed_lane(
         self,
         peer: PeerId,
-        url: str,
+        origin: Origin,
         wanted: queue.SimpleQueue[object],
-        proxies: Mapping[str, str],
         limiter: Limiter,
     ) -> WebSeedLane:
         assert self._sink is not None
@@ -225,7 +229,7 @@ class SwarmDriver:
             return posted
 
         return WebSeedLane(
-            Origin(url, proxies=proxies),
+            origin,
             wanted,  # type: ignore[arg-type]  # the queue's item type is private to the lane
             sink=self._sink,
             progress=Progress(
