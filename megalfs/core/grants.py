@@ -70,16 +70,21 @@ class Grants:
             self._pool[:] = (self._availability.counts(0, self._pieces.count) == 0) & (self._grant_of == 0)
         self._left = int(np.count_nonzero(self._pool))
 
+    def has_for(self, session: Session) -> bool:
+        """Whether the pool holds a piece that this leecher lacks: what did not spread may be its own."""
+        return bool(self._open_to(session).any())
+
     def take(self, session: Session, size: int, now: float) -> Run:
-        """Gives the next run, of about `size` bytes, to this leecher."""
+        """Gives the next run, of about `size` bytes, to this leecher; `has_for` said that there is one."""
+        pool = self._open_to(session)
         at = self._front
         if at >= self._pieces.count:
             at = 0
-        if not self._pool[at]:
+        if not pool[at]:
             # Not simply the next one: that is where another seeder works just now.
-            open_ = np.flatnonzero(self._pool)
+            open_ = np.flatnonzero(pool)
             at = int(open_[self._rng.randrange(len(open_))])
-        fits = self._pool[at : at + self._pieces.fit(at, size)]
+        fits = pool[at : at + self._pieces.fit(at, size)]
         stop = int(fits.argmin())
         run = Run(at, stop if not fits[stop] else len(fits))
         self._front = run.end
@@ -143,6 +148,9 @@ class Grants:
     def open_for(self, peer: PeerId) -> list[Run]:
         """The runs given to a peer that have not spread."""
         return [grant.run for grant in self._open.values() if grant.session.peer == peer]
+
+    def _open_to(self, session: Session) -> Bits:
+        return self._pool if session.holds is None else self._pool & ~session.holds.bits
 
     def _copies(self, run: Run) -> int:
         return int(self._availability.counts(run.first, run.end).min()) + self._availability.full

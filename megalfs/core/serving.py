@@ -171,20 +171,20 @@ class Serving:
     def _grantee(self, busy: list[Session]) -> Session | None:
         """The nearest, least recently served leecher with credit that is not busy and does spread."""
         per_peer = self._per_peer()
-        newcomers = sum(one.holds is not None and not one.holds.count for one in busy)
-        if newcomers >= self._state.params.newcomers_max:
-            return None
+        newcomers = sum(_is_new(one) for one in busy)
         ready = [
             session
             for session in self._state.sessions.values()
-            if session.credit > 0 and session.is_leecher and busy.count(session) < per_peer
+            if session.credit > 0
+            and session.is_leecher
+            and busy.count(session) < (1 if _is_new(session) else per_peer)
+            and not (_is_new(session) and newcomers >= self._state.params.newcomers_max)
         ]
         spreading = [one for one in ready if one.unspread < self._state.params.unspread_max]
-        if spreading:
-            return min(spreading, key=_turn)
-        if ready and not busy:
-            return min(ready, key=_turn)  # an idle uplink helps nobody
-        return None
+        if not spreading and not busy:
+            spreading = ready  # an idle uplink helps nobody
+        assert self._grants is not None
+        return next(filter(self._grants.has_for, sorted(spreading, key=_turn)), None)
 
     def _grant_bytes(self, session: Session, now: float) -> int:
         params = self._state.params
@@ -209,3 +209,8 @@ class Serving:
 
 def _turn(session: Session) -> tuple[int, float, PeerId]:
     return session.tier, session.granted_at, session.peer
+
+
+def _is_new(session: Session) -> bool:
+    """Whether it holds nothing yet, so that it can relay nothing."""
+    return session.holds is not None and session.holds.count == 0

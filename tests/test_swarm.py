@@ -1,0 +1,399 @@
+"""What a node does when told what happened: haves, grants, requests, silence, lies."""
+
+from __future__ import annotations
+
+import pytest
+from sim.solo import MANIFEST, Solo
+
+from megalfs.core.bitfield import Run
+from megalfs.core.effects import Ban, Cancel, Completed, Fetch, PeerId, Send, Serve
+from megalfs.core.messages import (
+    CancelRequest,
+    Credit,
+    Granting,
+    HaveAll,
+    HaveRuns,
+    Lost,
+    Reject,
+    RejectReason,
+    Request,
+)
+from megalfs.errors import RemoteProtocolError
+
+ONE = {"run_bytes_initial": 1}
+
+
+# -- haves
+
+
+def test_first_words_tell_what_is_held() -> None:
+    solo = Solo("xx x")
+    peer = solo.join(1)
+    assert solo.said(HaveRuns) == [(peer, HaveRuns(MANIFEST, (Run(0, 2), Run(3, 1))))]
+
+
+def test_who_holds_nothing_says_so() -> None:
+    solo = Solo("    ")
+    solo.join(1)
+    assert solo.said(HaveRuns)[0][1].runs == ()
+
+
+def test_haves_go_out_together_and_soon() -> None:
+    solo = Solo("    ")
+    seeder, leecher = solo.join(1, "all"), solo.join(2, "    ")
+    solo.effects(Send)
+    solo.deliver(seeder, Run(0, 1))
+    solo.deliver(seeder, Run(1, 1))
+    assert solo.said(HaveRuns) == []
+    solo.wait(0.005)
+    assert solo.said(HaveRuns) == [(leecher, HaveRuns(MANIFEST, (Run(0, 2),)))]
+    solo.wait(0.2)  # seeders only keep statistics
+    assert solo.said(HaveRuns) == [(seeder, HaveRuns(MANIFEST, (Run(0, 2),)))]
+
+
+def test_who_holds_a_piece_is_not_told_of_it() -> None:
+    solo = Solo("    ")
+    seeder, leecher = solo.join(1, "all"), solo.join(2, "x   ")
+    solo.deliver(seeder, Run(0, 1))
+    solo.effects(Send)
+    solo.wait(0.01)
+    assert [peer for peer, _ in solo.said(HaveRuns)] == []
+    assert leecher not in {send.peer for send in solo.effects(Send)}
+
+
+def test_complete_is_said_once_and_to_all() -> None:
+    solo = Solo("xxx ")
+    seeder, leecher = solo.join(1, "all"), solo.join(2, "    ")
+    solo.effects(Send)
+    solo.deliver(seeder, Run(3, 1))
+    effects = solo.swarm.effects()
+    assert Completed() in effects
+    assert {Send(seeder, HaveAll(MANIFEST)), Send(leecher, HaveAll(MANIFEST))} <= set(effects)
+    assert solo.swarm.missing_bytes == 0
+
+
+def test_found_on_this_disk_completes_too() -> None:
+    solo = Solo("xx  ")
+    solo.swarm.verified(None, 2, 2, now=0.0)
+    assert solo.effects(Completed) == [Completed()]
+
+
+def test_withdrawn_pieces_are_told_and_fetched_again() -> None:
+    solo = Solo("xxxx")
+    leecher, seeder = solo.join(1, "    "), solo.join(2, "all")
+    solo.hear(leecher, Request(MANIFEST, 0, 1))
+    solo.hear(leecher, Request(MANIFEST, 1, 1))
+    solo.effects(Send)
+    solo.swarm.withdraw([(0, 2)], now=0.0)
+    effects = solo.swarm.effects()
+    assert Send(seeder, Lost(MANIFEST, (Run(0, 2),))) in effects
+    assert [effect.peer for effect in effects if isinstance(effect, Fetch)] == [seeder]
+    assert not solo.swarm.is_complete
+    solo.hear(leecher, Request(MANIFEST, 1, 1))
+    assert solo.said(Reject)[0][1].reason is RejectReason.NOT_HELD
+
+
+def test_a_peer_that_lost_pieces_is_not_asked_for_them() -> None:
+    solo = Solo("    ", **ONE)
+    peer = solo.join(1)
+    solo.hear(peer, HaveAll(MANIFEST))
+    for fetch in solo.effects(Fetch):
+        solo.hear(peer, Reject(MANIFEST, fetch.first, fetch.count, RejectReason.WITHDRAWN))
+    solo.wait(60)
+    assert solo.effects(Fetch) == []
+
+
+# -- requests
+
+
+def test_what_is_asked_is_served() -> None:
+    solo = Solo("xxxx")
+    leecher = solo.join(1, "    ")
+    solo.hear(leecher, Request(MANIFEST, 1, 2))
+    assert solo.effects(Serve) == [Serve(leecher, 1, 2)]
+    solo.swarm.served(leecher, 1, 2, ok=True, now=0.1)
+    assert solo.swarm.peers(0.1)[0].bytes_out == 200_000
+
+
+def test_what_is_not_held_is_rejected() -> None:
+    solo = Solo("x   ")
+    leecher = solo.join(1, "    ")
+    solo.hear(leecher, Request(MANIFEST, 0, 2))
+    assert solo.said(Reject) == [(leecher, Reject(MANIFEST, 0, 2, RejectReason.NOT_HELD))]
+
+
+def test_a_flood_is_rejected_and_then_banned() -> None:
+    solo = Solo("xxxx", requests_per_peer_max=4, strikes_max=10)
+    leecher = solo.join(1, "    ")
+    for _ in range(100):
+        solo.hear(leecher, Request(MANIFEST, 0, 1))
+    effects = solo.swarm.effects()
+    rejects = [one for one in effects if isinstance(one, Send) and isinstance(one.message, Reject)]
+    assert len(rejects) == 11
+    assert [effect.peer for effect in effects if isinstance(effect, Ban)] == [leecher]
+
+
+def test_a_cancelled_request_is_not_served() -> None:
+    solo = Solo("xxxx", upload_slots=1)
+    leecher = solo.join(1, "    ")
+    solo.hear(leecher, Request(MANIFEST, 0, 1))
+    solo.hear(leecher, Request(MANIFEST, 1, 1))
+    solo.hear(leecher, CancelRequest(MANIFEST, 1, 1))
+    solo.swarm.served(leecher, 0, 1, ok=True, now=0.0)
+    assert solo.effects(Serve) == [Serve(leecher, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Request(MANIFEST, 4, 1),
+        Request(MANIFEST, 0, 5),
+        Request(MANIFEST, 0, 0),
+        CancelRequest(MANIFEST, 3, 2),
+        HaveRuns(MANIFEST, (Run(0, 1), Run(3, 2))),
+        Lost(MANIFEST, (Run(4, 1),)),
+        Reject(MANIFEST, 5, 1, RejectReason.BUSY),
+    ],
+)
+def test_pieces_that_do_not_exist_break_the_protocol(message: Request) -> None:
+    solo = Solo("xxxx")
+    leecher = solo.join(1, "    ")
+    with pytest.raises(RemoteProtocolError):
+        solo.hear(leecher, message)
+
+
+def test_an_origin_says_nothing() -> None:
+    solo = Solo("    ")
+    origin = solo.join(1, origin=True)
+    with pytest.raises(RemoteProtocolError):
+        solo.hear(origin, HaveAll(MANIFEST))
+
+
+# -- grants
+
+
+def granting(pieces: int = 100, leechers: int = 3, **params: float) -> tuple[Solo, list[PeerId]]:
+    solo = Solo("x" * pieces, **{**ONE, **params})
+    peers = [solo.join(number, " " * pieces) for number in range(1, leechers + 1)]
+    for peer in peers:
+        solo.hear(peer, Credit(MANIFEST, 4))
+    return solo, peers
+
+
+def test_a_lone_leecher_may_ask_for_everything() -> None:
+    solo = Solo("xxxx")
+    leecher = solo.join(1, "    ")
+    assert solo.said(HaveAll) == [(leecher, HaveAll(MANIFEST))]
+    assert not solo.swarm.is_granting
+
+
+def test_two_leechers_are_granted() -> None:
+    solo = Solo("xxxx")
+    one = solo.join(1, "    ")
+    solo.effects(Send)
+    two = solo.join(2, "    ")
+    assert [peer for peer, _ in solo.said(Granting)] == [one, two]
+    assert solo.swarm.is_granting
+
+
+def test_every_leecher_gets_another_piece_first() -> None:
+    solo, peers = granting()
+    serves = solo.effects(Serve)
+    pieces = [(serve.first, serve.count) for serve in serves]
+    assert len(pieces) == len(set(pieces))
+    assert {serve.peer for serve in serves} == set(peers)
+
+
+def test_no_piece_goes_out_twice_before_all_are_out_once() -> None:
+    solo, _ = granting(pieces=12)
+    seen: list[int] = []
+    while solo.swarm.is_granting:
+        serves = solo.effects(Serve)
+        assert serves
+        for serve in serves:
+            seen.append(serve.first)
+            solo.now += 0.01
+            solo.swarm.served(serve.peer, serve.first, 1, ok=True, now=solo.now)
+            solo.hear(serve.peer, HaveRuns(MANIFEST, (Run(serve.first, 1),)))
+            for other in (1, 2):  # it spreads
+                if other != serve.peer:
+                    solo.hear(PeerId(other), HaveRuns(MANIFEST, (Run(serve.first, 1),)))
+            solo.hear(serve.peer, Credit(MANIFEST, 1))
+    seen += [serve.first for serve in solo.effects(Serve)]
+    assert sorted(seen) == list(range(12))
+
+
+def test_credit_bounds_what_is_granted() -> None:
+    solo = Solo("x" * 100, **ONE)
+    for number in (1, 2):
+        solo.join(number, " " * 100)
+    assert solo.effects(Serve) == []
+    solo.hear(PeerId(1), Credit(MANIFEST, 1))
+    assert [serve.peer for serve in solo.effects(Serve)] == [1]
+
+
+def test_a_grant_returns_when_its_leecher_leaves() -> None:
+    solo, peers = granting(pieces=2, leechers=3)
+    first, second = solo.effects(Serve)
+    assert first.first != second.first
+    assert not solo.swarm.is_granting  # everything is out once
+    solo.swarm.disconnected(first.peer, now=0.1)
+    assert solo.swarm.is_granting
+    for peer in peers:
+        solo.hear(peer, Credit(MANIFEST, 1))
+    again = solo.effects(Serve)
+    assert [serve.first for serve in again] == [first.first]
+    assert again[0].peer != first.peer
+
+
+def test_a_grant_that_does_not_spread_goes_out_again() -> None:
+    solo, _ = granting(pieces=40, leechers=2)
+    serves = solo.effects(Serve)
+    for serve in serves:
+        solo.swarm.served(serve.peer, serve.first, 1, ok=True, now=0.0)
+    front = {serve.first for serve in serves}
+    solo.wait(30.0)
+    for peer in (1, 2):
+        solo.hear(PeerId(peer), HaveRuns(MANIFEST, (Run(0, 40),)))
+    assert front  # the pool got them back, and nothing looped: `wait` came to an end
+
+
+def test_a_leecher_gives_credit_and_takes_what_it_is_granted() -> None:
+    solo = Solo("    ")
+    seeder = solo.join(1)
+    solo.hear(seeder, Granting(MANIFEST))
+    assert solo.said(Credit) == [(seeder, Credit(MANIFEST, 4))]
+    assert solo.effects(Fetch) == []
+    solo.deliver(seeder, Run(2, 1))
+    assert solo.said(Credit) == [(seeder, Credit(MANIFEST, 1))]
+    assert solo.swarm.have.has(2)
+
+
+def test_grants_end_with_have_all_but_late_ones_are_welcome() -> None:
+    solo = Solo(" " * 50, **ONE)
+    seeder = solo.join(1)
+    solo.hear(seeder, Granting(MANIFEST))
+    solo.hear(seeder, HaveAll(MANIFEST))
+    assert len(solo.effects(Fetch)) == 4
+    for at in range(40, 44):
+        assert solo.swarm.receiving(seeder, at, 1, now=0.0)
+    assert not solo.swarm.receiving(seeder, 44, 1, now=0.0)
+
+
+# -- lies, silence, failure
+
+
+def test_data_that_nobody_asked_for_is_refused_and_then_banned() -> None:
+    solo = Solo("    ")
+    peer = solo.join(1, "xx  ")
+    solo.effects(Fetch)
+    answers = [solo.swarm.receiving(peer, 3, 1, now=0.0) for _ in range(5)]
+    assert answers == [False] * 5
+    assert [ban.peer for ban in solo.effects(Ban)] == [peer]
+
+
+def test_more_than_was_asked_for_is_refused() -> None:
+    solo = Solo("    ", **ONE)
+    solo.join(2, "    ")
+    peer = solo.join(1, "xxxx")
+    (fetch,) = solo.effects(Fetch)
+    assert not solo.swarm.receiving(peer, 0, 4, now=0.0)
+    assert solo.swarm.receiving(peer, fetch.first, 1, now=0.0)
+
+
+def test_wrong_bytes_ban_the_liar_and_are_fetched_elsewhere() -> None:
+    solo = Solo("    ", **ONE)
+    liar, honest = solo.join(1, "all"), solo.join(2, "all")
+    asked = [fetch for fetch in solo.effects(Fetch) if fetch.peer == liar]
+    solo.swarm.corrupt(liar, [asked[0].first], now=0.0)
+    effects = solo.swarm.effects()
+    assert [effect.peer for effect in effects if isinstance(effect, Ban)] == [liar]
+    again = {effect.first for effect in effects if isinstance(effect, Fetch)}
+    assert again <= {fetch.first for fetch in asked}
+    assert solo.swarm.counters.corrupt_pieces == 1
+    assert [status.peer for status in solo.swarm.peers(0.0)] == [honest]
+
+
+def test_a_silent_peer_is_snubbed_and_its_runs_asked_elsewhere() -> None:
+    solo = Solo(" " * 8, **ONE)
+    silent = solo.join(1, "all")
+    lost = {fetch.first for fetch in solo.effects(Fetch)}
+    good = solo.join(2, "all")
+    while not solo.swarm.is_complete and solo.now < 20:
+        for fetch in solo.effects(Fetch):
+            if fetch.peer == good:
+                solo.now += 0.01
+                solo.deliver(good, Run(fetch.first, fetch.count))
+        solo.wait(0.05)
+    assert lost
+    assert solo.swarm.is_complete
+    assert solo.now < 4  # a stalled peer costs a few seconds at most
+    assert solo.swarm.peers(solo.now)[0].peer == silent
+
+
+def test_one_byte_a_second_is_silence_but_a_slow_peer_lives() -> None:
+    for bytes_per_s, snubs in ((1, True), (40_000, False)):
+        solo = Solo("  ", **ONE)
+        peer = solo.join(1, "all")
+        for _ in range(40):
+            solo.swarm.progressed(peer, bytes_per_s // 4, now=solo.now)
+            solo.wait(0.25)
+        assert (solo.swarm.counters.snubs > 0) is snubs
+
+
+def test_a_peer_that_always_fails_is_asked_less_and_less() -> None:
+    solo = Solo(" " * 10, **ONE)
+    peer = solo.join(1, "all")
+    asked = 0
+    while solo.now < 100:
+        for fetch in solo.effects(Fetch):
+            asked += 1
+            solo.swarm.failed(peer, fetch.first, fetch.count, now=solo.now)
+        solo.wait(0.05)
+    assert 4 <= asked <= 60
+
+
+def test_the_only_source_is_asked_again_after_its_pause() -> None:
+    solo = Solo(" ")
+    peer = solo.join(1, "all")
+    assert solo.effects(Fetch)
+    solo.wait(3.0)
+    assert solo.effects(Cancel) == [Cancel(peer, 0, 1)]
+    solo.wait(3.0)
+    assert solo.effects(Fetch)
+
+
+def test_bytes_that_come_after_a_cancel_are_still_taken() -> None:
+    solo = Solo(" ")
+    peer = solo.join(1, "all")
+    solo.wait(3.5)
+    solo.deliver(peer, Run(0, 1))
+    assert solo.swarm.is_complete
+    assert solo.effects(Ban) == []
+
+
+def test_strangers_are_ignored() -> None:
+    solo = Solo("    ")
+    gone = PeerId(9)
+    solo.hear(gone, HaveAll(MANIFEST))
+    solo.swarm.failed(gone, 0, 1, now=0.0)
+    solo.swarm.served(gone, 0, 1, ok=True, now=0.0)
+    solo.swarm.corrupt(gone, [0], now=0.0)
+    solo.swarm.disconnected(gone, now=0.0)
+    assert not solo.swarm.receiving(gone, 0, 1, now=0.0)
+    assert solo.swarm.effects() == []
+
+
+def test_an_empty_blob_is_complete() -> None:
+    solo = Solo("")
+    solo.join(1, "")
+    assert solo.swarm.is_complete
+    assert solo.swarm.availability().rarest is None
+
+
+def test_availability_is_summed_up() -> None:
+    solo = Solo("    ")
+    for number, holds in enumerate(["xx x", "x  x", "all"], start=1):
+        solo.join(number, holds)
+    summary = solo.swarm.availability()
+    assert (summary.copies_min, summary.copies_median, summary.rarest) == (1, 2.5, 2)
