@@ -31,6 +31,11 @@ def add_commands(commands: Commands) -> None:
         scope.add_argument("--system", action="store_true", help="for all users of this machine")
         scope.add_argument("--local", action="store_true", help="for this repository only")
     _add_init_repo(actions)
+    token = add_command(actions, "token", _token, "who may push to this node's LFS server")
+    token.add_argument(
+        "name", nargs="?", metavar="NAME", help="makes a token for NAME; without, lists the names"
+    )
+    token.add_argument("--revoke", action="store_true", help="take the token of NAME away")
     add_command(actions, "agent", _agent, "what git-lfs starts; speaks its protocol on stdin and stdout")
     add_command(
         actions, "node", _node, "what the agent starts: the node of this root, on the first free port"
@@ -108,6 +113,25 @@ def _init_repo(context: Context) -> int:
         context.ui.note(
             "no tracker or peer is named: clones find objects only where their user's settings lead"
         )
+    return 0
+
+
+def _token(context: Context) -> int:
+    from megalfs.errors import UsageError
+    from megalfs.git.lfs_users import Users
+
+    name, users = context.args.name, Users(context.root(create=True))
+    if name is None and context.args.revoke:
+        raise UsageError("whose token is revoked?", hint="megalfs lfs token NAME --revoke")
+    if name is None:
+        for each in users.names():
+            context.ui.result(each)
+    elif context.args.revoke:
+        users.remove(name)
+        context.ui.note(f"{name} may no longer push")
+    else:
+        context.ui.result(users.add(name))
+        context.ui.note(f"git asks for it: user {name}, and this token as the password")
     return 0
 
 

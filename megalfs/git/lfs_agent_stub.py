@@ -33,6 +33,7 @@ LINE_BYTES_MAX = 1 << 20
 CONFIG_BYTES_MAX = 64 << 10
 LOG_TAIL_BYTES = 2000
 CONFIG_NAME = ".megalfs.toml"
+KEPT = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM"}  # the user's, not one repository's
 # Where a node that listens on every address is reached from here.
 LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
@@ -200,7 +201,7 @@ def become_node(root: str, lock: int) -> None:
         os.closerange(kept + 1, 4096)
         os.chdir(root)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environ = {name: v for name, v in os.environ.items() if not name.startswith("GIT_") or name in KEPT}
         path = [os.path.dirname(MEGALFS_DIRECTORY), environ.get("PYTHONPATH", "")]
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         argv = [sys.executable, "-m", "megalfs", "--root", root, "lfs", "node"]
@@ -300,8 +301,7 @@ class Repository:
     def look(self) -> dict[str, object]:
         """LFS storage, and whom to ask; `cwd` is the top of the work tree, or a bare repository."""
         if not self.context:
-            common = (git("rev-parse", "--git-common-dir") or ".git").rstrip("\n")
-            common = os.path.join(os.getcwd(), common)
+            common = os.path.abspath((git("rev-parse", "--git-common-dir") or ".git").rstrip("\n"))
             settings: dict[str, list[str]] = {}
             listed = git("config", "--null", "--get-regexp", r"^(lfs\.storage|megalfs\..*)$") or ""
             for entry in listed.split("\0")[:-1]:

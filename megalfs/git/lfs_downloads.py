@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ from megalfs.errors import MegalfsError, StoreError
 from megalfs.node.pull import Pull, PullRequest
 
 if TYPE_CHECKING:
+    from megalfs.git.lfs_client import LfsClient
     from megalfs.git.lfs_objects import Objects
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
     from megalfs.node.node import Node
 
 __all__ = ["PROGRESS_S", "Downloads"]
+
+log = logging.getLogger(__name__)
 
 # Lines of progress: some seven a second; git-lfs draws at most ten.
 PROGRESS_S = 0.15
@@ -41,7 +45,8 @@ class _Running:
 class Downloads:
     """All that agents of this user want."""
 
-    def __init__(self, node: Node, objects: Objects) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
+        self._client = client
         self._node = node
         self._objects = objects
         self._running: dict[Oid, _Running] = {}
@@ -61,6 +66,13 @@ class Downloads:
             async for count in self._pull(transfer):
                 yield {"bytes": count}
         raise StoreError(f"{transfer.oid} does not stay in the store")
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Pulls an object for the node itself; returns at once when it is here. Raises as `run` does."""
+        blob = self._node.store.find(transfer.oid)
+        if blob is None or not blob.is_held:
+            async for _ in self._pull(transfer):
+                pass
 
     async def close(self) -> None:
         """Stops every pull."""
@@ -84,6 +96,7 @@ class Downloads:
 
     async def _begin(self, transfer: Transfer) -> _Running:
         sources = await asyncio.to_thread(transfer.sources, self._node.settings)
+        origins = await self._origins(transfer, sources)
         if (other := self._running.get(transfer.oid)) is not None:
             return other
         self._node.peer_http.strangers.update(sources.strangers)
@@ -98,7 +111,8 @@ class Downloads:
                 keys=self._node.settings.trusted_keys,
                 peers=sources.peers,
                 trackers=sources.trackers,
-                origins=self._node.settings.origins,
+                origins=(*origins, *self._node.settings.origins),
+                origin_headers=origins,
                 may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
                 wait_peers_s=WAIT_NOBODY_S if sources.is_empty else WAIT_PEERS_S,
                 is_linked=True,
@@ -107,6 +121,19 @@ class Downloads:
         task = asyncio.create_task(self._run(transfer, pull, sources))
         running = self._running[transfer.oid] = _Running(task, pull)
         return running
+
+    async def _origins(self, transfer: Transfer, sources: Sources) -> dict[str, Mapping[str, str]]:
+        """Where LFS servers have the object, and the headers to send there."""
+        found: dict[str, Mapping[str, str]] = {}
+        if transfer.action is not None and transfer.action.href and not transfer.action.hints:
+            found[transfer.action.href] = transfer.action.headers
+        for server in sources.servers:
+            try:
+                action = await self._client.find(server, transfer.oid, transfer.size)
+                found[action.href] = action.headers
+            except MegalfsError as error:
+                log.warning("%s: %s", server, error)
+        return found
 
     async def _run(self, transfer: Transfer, pull: Pull, sources: Sources) -> None:
         try:

@@ -76,6 +76,21 @@ class Objects:
         self._store.record(Place(own, Identity.of(own.lstat()).linked()), oid, None)
         return published.size
 
+    def take_over(self, path: Path, oid: Oid) -> None:
+        """Publishes a file of our own directory and gives it its name.
+
+        Raises:
+            IntegrityError: it holds something else.
+        """
+        published = publish(self._store, path, is_signed=True)
+        if published.oid != oid:
+            self._store.drop_place(published.oid, path)
+            raise IntegrityError(f"these are the bytes of {published.oid}, not of {oid}")
+        own = self.directory / str(oid)
+        path.replace(own)
+        self._store.record(Place(own, Identity.of(own.lstat()).linked()), oid, None)
+        self._store.drop_place(oid, path)
+
     @staticmethod
     def _beside(storage: Path) -> Path:
         """Our directory in git-lfs's storage, which git-lfs does not sweep."""

@@ -1,4 +1,4 @@
-"""What a node does for the git-lfs agents of its user: one scheduler for the downloads and uploads of all of them.
+"""What a node does for git-lfs: for its user's agents, with one scheduler for all of them, and as an LFS server.
 
 An agent posts one object and reads lines of JSON until one says how it ended; when it goes away (Ctrl-C,
 `kill -9`) the connection breaks and, with nobody left who wants it, so does the pull; its partial stays.
@@ -22,27 +22,31 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from megalfs.errors import MegalfsError, UsageError
+from megalfs.git.lfs_client import LfsClient
 from megalfs.git.lfs_downloads import Downloads
 from megalfs.git.lfs_objects import Objects
+from megalfs.git.lfs_server import LfsServer
 from megalfs.git.lfs_transfer import Transfer
 from megalfs.git.lfs_uploads import Uploads
 
 if TYPE_CHECKING:
     from megalfs.node.node import Node
 
-__all__ = ["LfsAgentService"]
+__all__ = ["LfsService"]
 
 log = logging.getLogger(__name__)
 
 
-class LfsAgentService:
-    """Routes below `/v1/local/lfs/`, for who holds the root's token."""
+class LfsService:
+    """Routes below `/v1/local/lfs/`, for who holds the root's token; those of `LfsServer` for everybody."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         objects = Objects(node.store)
-        self._downloads = Downloads(node, objects)
-        self._uploads = Uploads(node, objects)
+        self._client = LfsClient()
+        self._downloads = Downloads(node, objects, self._client)
+        self._uploads = Uploads(node, objects, self._client)
+        self._server = LfsServer(node, self._downloads, objects)
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
         """As `node.service.Service`."""
@@ -50,6 +54,7 @@ class LfsAgentService:
             web.post("/v1/local/lfs/download", self._download),
             web.post("/v1/local/lfs/upload", self._upload),
             web.post("/v1/local/lfs/finish", self._finish),
+            *self._server.routes(),
         ]
 
     async def start(self) -> None:
@@ -59,6 +64,7 @@ class LfsAgentService:
     async def close(self) -> None:
         """Ends what runs; partials stay."""
         await self._downloads.close()
+        await self._client.close()
         await asyncio.to_thread(self._uploads.save)
 
     async def _download(self, request: web.Request) -> web.StreamResponse:

@@ -2,7 +2,8 @@
 
 What a repository commits (`.megalfs.toml`) comes from strangers, so it may only name peers and trackers, and
 these are asked as strangers: plain `/v1` requests without any header of ours, no redirects, and never an
-address that only means something on this link (cloud metadata services live there).
+address that only means something on this link (cloud metadata services live there). It may also name the LFS
+server that it had before: git-lfs itself would ask that, with the login that `git credential` has for it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class RepositoryFile:
 
     peers: tuple[HostPort, ...] = ()
     trackers: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> RepositoryFile:
@@ -51,14 +53,15 @@ class RepositoryFile:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{CONFIG_NAME}: {error}") from error
-        for name in sorted(set(document) - {"peers", "trackers"}):
+        for name in sorted(set(document) - {"peers", "trackers", "servers"}):
             log.warning("%s: the key %r means nothing here and is ignored", CONFIG_NAME, name)
         try:
             peers = tuple(_stranger_peer(text) for text in _texts(document.get("peers", [])))
             trackers = tuple(_stranger_url(text) for text in _texts(document.get("trackers", [])))
+            servers = tuple(_stranger_url(text) for text in _texts(document.get("servers", [])))
         except UsageError as error:
             raise ConfigError(f"{CONFIG_NAME}: {error}") from error
-        return cls(peers, trackers)
+        return cls(peers, trackers, servers)
 
 
 def _texts(value: object) -> list[str]:
@@ -101,13 +104,14 @@ class Sources:
     trackers: tuple[str, ...]
     strangers: frozenset[str]
     stranger_trackers: tuple[str, ...]
-    homes: tuple[str, ...]
+    homes: tuple[str, ...]  # LFS servers that a push must reach, and
+    servers: tuple[str, ...]  # those that a download may ask
     description: str
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nobody to ask."""
-        return not self.peers and not self.trackers
+        return not self.peers and not self.trackers and not self.servers
 
 
 def find_sources(
@@ -128,6 +132,8 @@ def find_sources(
     Raises:
         UsageError: some value is no peer or URL.
     """
+    for hint in hints:
+        _check_host(hint.host)
     own_peers = [
         *settings.peers,
         *(HostPort.parse(v, default_port=DEFAULT_PORT) for v in git.get("megalfs.peer", ())),
@@ -138,12 +144,16 @@ def find_sources(
     named = {str(peer) for peer in (*theirs.peers, *hints)} | {
         urlsplit(url).netloc for url in theirs.trackers
     }
+    own_servers = tuple(map(parse_http_url, git.get("megalfs.server", ())))
+    servers = tuple(dict.fromkeys((*own_servers, *theirs.servers)))
     parts = [
         _listed("peers", own_peers, "your configuration"),
         _listed("trackers", own_trackers, "your configuration"),
         _listed("peers", theirs.peers, where),
         _listed("trackers", theirs.trackers, where),
         _listed("peers", hints, "the LFS server"),
+        _listed("LFS server", own_servers, "your configuration"),
+        _listed("LFS server", theirs.servers, where),
     ]
     return Sources(
         peers=tuple(dict.fromkeys((*own_peers, *theirs.peers, *hints))),
@@ -151,6 +161,7 @@ def find_sources(
         strangers=frozenset(named - own),
         stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),
         homes=tuple(parse_http_url(url) for url in git.get("megalfs.home", ())),
+        servers=servers,
         description="; ".join(filter(None, parts)),
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, UsageError
 from megalfs.formats.hostport import HostPort
+from megalfs.git.lfs_client import LfsClient, Upload
 from megalfs.git.lfs_downloads import PROGRESS_S
 from megalfs.node.sources import ask_offers
 from megalfs.store.files import write_atomic
@@ -50,8 +51,9 @@ class _Session:
 class Uploads:
     """What agents of this user push."""
 
-    def __init__(self, node: Node, objects: Objects) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
         self._node = node
+        self._client = client
         self._objects = objects
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._locks = [asyncio.Lock() for _ in range(LOCKS)]  # of objects: two agents may bring the same one
@@ -76,7 +78,9 @@ class Uploads:
             async with self._locks[transfer.oid.raw[0] % LOCKS], self._slots:
                 await asyncio.to_thread(self._objects.take_in, transfer.path, transfer.oid, progress=progress)
             self._announce(transfer.oid, sources)
-            return await self._is_elsewhere(transfer.oid, sources)
+            return await self._bring_home(transfer, sources) or await self._is_elsewhere(
+                transfer.oid, sources
+            )
 
         task = asyncio.create_task(take())
         try:
@@ -122,6 +126,24 @@ class Uploads:
         if not is_elsewhere:
             session.alone_files += 1
             session.alone_bytes += transfer.size
+
+    async def _bring_home(self, transfer: Transfer, sources: Sources) -> bool:
+        """Brings the object to every server that a push must reach; whether there is one.
+
+        Raises:
+            MegalfsError: one of them does not have it now.
+        """
+        assert transfer.path is not None
+        uploads: list[Upload | None] = []
+        if transfer.action is not None:
+            uploads.append(Upload(transfer.action, None, is_node=True))  # git-lfs asks it to verify
+        uploads += [await self._client.upload_to(home, transfer.oid, transfer.size) for home in sources.homes]
+        for upload in uploads:
+            if upload is not None:
+                await self._client.deliver(
+                    upload, transfer.oid, transfer.size, transfer.path, port=self._node.port
+                )
+        return bool(uploads)
 
     # --- telling, and asking ---------------------------------------------------------------------------------
 

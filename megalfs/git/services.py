@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megalfs.git.lfs_service import LfsAgentService
+from megalfs.git.lfs_service import LfsService
 
 if TYPE_CHECKING:
     from megalfs.node.service import ServiceFactory
@@ -15,4 +15,4 @@ __all__ = ["git_services"]
 
 def git_services() -> Sequence[ServiceFactory]:
     """One factory for each service, in the order in which they start."""
-    return (LfsAgentService,)
+    return (LfsService,)

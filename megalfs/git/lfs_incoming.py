@@ -1,0 +1,72 @@
+"""An object that comes as the body of a PUT: to disk, hashed, and only then under its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from megalfs.errors import IntegrityError, SpaceError
+from megalfs.store.files import map_os_errors, write_all
+
+if TYPE_CHECKING:
+    from aiohttp import StreamReader
+
+    from megalfs.core.ids import Oid
+    from megalfs.git.lfs_objects import Objects
+
+__all__ = ["receive"]
+
+BLOCK_BYTES = 1 << 20
+SILENCE_S_MAX = 60.0
+RESERVE_BYTES = 64 << 20  # left free for others, as a pull leaves it
+
+
+async def receive(content: StreamReader, oid: Oid, objects: Objects, *, size: int | None) -> None:
+    """Takes a body in.
+
+    Raises:
+        IntegrityError: it is not the object that it should be, or ends early.
+        SpaceError: there is no room for it.
+    """
+    path = objects.directory / f".{oid}.{secrets.token_hex(4)}.incoming"
+    with map_os_errors("cannot take an upload"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        await _write(content, fd, size)
+        os.close(fd)
+        fd = -1
+        await asyncio.to_thread(objects.take_over, path, oid)
+    except (TimeoutError, ConnectionError) as error:
+        raise IntegrityError(f"the upload of {oid} broke off") from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        path.unlink(missing_ok=True)
+
+
+async def _write(content: StreamReader, fd: int, size: int | None) -> None:
+    _check_space(fd, size or 0)
+    offset = 0
+    while True:
+        block = await asyncio.wait_for(content.read(BLOCK_BYTES), SILENCE_S_MAX)
+        if not block:
+            break
+        if size is None:
+            _check_space(fd, len(block))
+        await asyncio.to_thread(_write_block, fd, block, offset)
+        offset += len(block)
+    if size is not None and offset != size:
+        raise IntegrityError(f"an upload of {offset} bytes instead of {size}")
+
+
+def _write_block(fd: int, block: bytes, offset: int) -> None:
+    with map_os_errors("cannot take an upload"):
+        write_all(fd, block, offset)
+
+
+def _check_space(fd: int, size: int) -> None:
+    free = os.fstatvfs(fd)
+    if size + RESERVE_BYTES > free.f_bavail * free.f_frsize:
+        raise SpaceError(f"no space for an upload of {size} bytes")
