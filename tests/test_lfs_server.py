@@ -227,6 +227,25 @@ def test_a_home_has_everything_when_git_push_returns(new_person: NewPerson) -> N
     assert objects_in(bob.directory / "clone/.git") == {oid_of(data), oid_of(data[:1000])}
 
 
+@requires_git_lfs
+def test_the_server_that_a_repository_had_is_an_origin(new_person: NewPerson) -> None:
+    """A team turns megalfs on: who clones needs no peer, and becomes one."""
+    server = new_person("node").serve("node", "start")
+    ann, bob, eve = new_person("ann"), new_person("bob").install(), new_person("eve").install()
+    work, data = repository(ann, server), content(8, 900_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    assert ann.run("lfs", "init-repo", cwd=work).code == 8
+    ann.ok("lfs", "init-repo", "--force", cwd=work)
+    assert server.address in (work / ".megalfs.toml").read_text()
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+    server.kill()
+    eve.git("clone", "-q", "-c", f"megalfs.peer={bob.address}", ann.directory / "work.git", "clone")
+    assert (eve.directory / "clone/a.bin").read_bytes() == data
+
+
 def test_locks(tmp_path: Path) -> None:
     locks = Locks(tmp_path / "locks.sqlite")
     made = [locks.create("r", f"{index}.bin", "ann") for index in range(5)]

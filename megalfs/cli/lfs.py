@@ -62,6 +62,14 @@ def _add_init_repo(actions: Commands) -> None:
         help="a node to ask; may repeat",
     )
     parser.add_argument(
+        "--server",
+        type=http_url,
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an LFS server to fall back on, such as https://HOST/REPO.git/info/lfs; may repeat",
+    )
+    parser.add_argument(
         "--pushurl", type=http_url, metavar="URL", help="an LFS server that pushes go to instead"
     )
     parser.add_argument(
@@ -104,12 +112,13 @@ def _init_repo(context: Context) -> int:
         name=args.name,
         trackers=args.tracker,
         peers=[str(each) for each in args.peer],
+        servers=args.server,
         pushurl=args.pushurl,
         force=args.force,
     )
     for path in changed:
         context.ui.result(str(path))
-    if not args.tracker and not args.peer:
+    if not args.tracker and not args.peer and not args.server:
         context.ui.note(
             "no tracker or peer is named: clones find objects only where their user's settings lead"
         )

@@ -101,6 +101,7 @@ def init_repository(
     name: str,
     trackers: Sequence[str],
     peers: Sequence[str],
+    servers: Sequence[str],
     pushurl: str | None,
     force: bool,
 ) -> list[Path]:
@@ -115,14 +116,17 @@ def init_repository(
         top = Path(git("rev-parse", "--show-toplevel", cwd=directory).rstrip("\n"))
     except StoreError as error:
         raise NotFoundError(f"no git work tree at {str(directory)!r}", hint="git init") from error
-    name = name or f"open/{re.sub('[^A-Za-z0-9._-]', '-', top.name).lstrip('.-_') or 'repo'}"
-    if not _NAME.match(name):
-        raise UsageError(f"not SWARM/REPO in letters, digits, '.', '_' and '-': {name!r}")
-    text = _repository_file(trackers, peers)
-    lfsconfig, url = top / ".lfsconfig", AGENT_URL + name
-    _set_url(lfsconfig, "lfs.url", url, force=force)
+    lfsconfig = top / ".lfsconfig"
+    known = _url_of(lfsconfig)
+    url = known if known.startswith(AGENT_URL) and not name else AGENT_URL + _checked_name(name, top)
+    if known not in {"", url} and not force:
+        raise BusyError(f"this repository has an LFS server: {known!r}", hint="--force replaces it")
+    if known and not servers and not known.startswith(AGENT_URL):
+        servers = [known]  # it stays an origin: a clone works when no peer is there
+    text = _repository_file(trackers, peers, servers)
+    git("config", "--file", str(lfsconfig), "lfs.url", url)
     if pushurl is not None:
-        _set_url(lfsconfig, "lfs.pushurl", pushurl, force=True)
+        git("config", "--file", str(lfsconfig), "lfs.pushurl", pushurl)
     changed = [lfsconfig]
     if text:
         (top / CONFIG_NAME).write_text(text, encoding="utf-8")
@@ -134,19 +138,24 @@ def init_repository(
     return changed
 
 
-def _set_url(lfsconfig: Path, key: str, url: str, *, force: bool) -> None:
-    known = None
+def _checked_name(name: str, top: Path) -> str:
+    name = name or f"open/{re.sub('[^A-Za-z0-9._-]', '-', top.name).lstrip('.-_') or 'repo'}"
+    if not _NAME.match(name):
+        raise UsageError(f"not SWARM/REPO in letters, digits, '.', '_' and '-': {name!r}")
+    return name
+
+
+def _url_of(lfsconfig: Path) -> str:
+    """The LFS server that the repository names; empty when it names none."""
     with suppress(StoreError):
-        known = git("config", "--file", str(lfsconfig), "--get", key).rstrip("\n")
-    if known not in {None, url} and not force:
-        raise BusyError(f"this repository has an LFS server: {key} is {known!r}", hint="--force replaces it")
-    git("config", "--file", str(lfsconfig), key, url)
+        return git("config", "--file", str(lfsconfig), "--get", "lfs.url").rstrip("\n")
+    return ""
 
 
-def _repository_file(trackers: Sequence[str], peers: Sequence[str]) -> str:
+def _repository_file(trackers: Sequence[str], peers: Sequence[str], servers: Sequence[str]) -> str:
     """The content of `.megalfs.toml`, checked as a clone will check it."""
     text = ""
-    for key, values in (("peers", peers), ("trackers", trackers)):
+    for key, values in (("peers", peers), ("trackers", trackers), ("servers", servers)):
         if values:
             quoted = ", ".join(
                 '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values
