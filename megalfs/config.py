@@ -32,6 +32,7 @@ __all__ = [
     "parse_bytes",
     "parse_duration",
     "parse_rate",
+    "parse_word",
 ]
 
 Proof = Literal["auto", "always"]
@@ -81,6 +82,15 @@ def parse_rate(text: str) -> int:
     if rate == 0:
         raise ConfigError(f"a rate of nothing: {text[:80]!r}", hint="leave the key out for no limit")
     return rate
+
+
+def parse_word(text: str) -> str:
+    """At most 63 letters, digits, `.`, `_` and `-`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    return _word(text)
 
 
 def parse_duration(text: str) -> float:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from megalfs.cli.context import Context
+    from megalfs.core.announcements import NodeAddress
     from megalfs.core.identity import NodeKey
     from megalfs.formats.hostport import HostPort
 
@@ -29,10 +30,12 @@ __all__ = [
     "add_sharing",
     "host_port",
     "http_url",
+    "node_address",
     "node_key",
     "peer",
     "rate",
     "seconds",
+    "word",
 ]
 
 T = TypeVar("T")
@@ -137,6 +140,20 @@ def node_key(text: str) -> NodeKey:
     from megalfs.core.identity import NodeKey
 
     return _parsed(NodeKey.parse, text)
+
+
+def node_address(text: str) -> NodeAddress:
+    """`did:key:z...@HOST:PORT`."""
+    from megalfs.core.announcements import NodeAddress
+
+    return _parsed(NodeAddress.parse, text)
+
+
+def word(text: str) -> str:
+    """Letters, digits, `.`, `_` and `-`."""
+    from megalfs.config import parse_word
+
+    return _parsed(parse_word, text)
 
 
 def rate(text: str) -> int:

@@ -65,9 +65,11 @@ class Context:
 
         given = vars(self.args)
         flags: dict[str, object] = {
-            name: given.get(name) for name in ("listen", "advertise", "limit_up", "limit_down")
+            name: given.get(name)
+            for name in ("listen", "advertise", "limit_up", "limit_down", "addr", "alias")
         }
         flags["trackers"] = tuple(given["tracker"]) if given.get("tracker") else None
+        flags["bootstrap_nodes"] = tuple(given["bootstrap_node"]) if given.get("bootstrap_node") else None
         flags["discover"] = False if given.get("no_discover") else None
         flags["share"] = False if given.get("no_share") else None
         return load(flags=flags, environ=self.environ)

@@ -12,7 +12,7 @@ from megalfs.formats.hostport import HostPort
 if TYPE_CHECKING:
     from megalfs.store.root import Root, RunningNode
 
-__all__ = ["ask_node", "running_node"]
+__all__ = ["ask_node", "post_node", "running_node"]
 
 TIMEOUT_S = 10.0
 ANSWER_BYTES_MAX = 64 << 20
@@ -37,10 +37,21 @@ def ask_node(root: Root, running: RunningNode, path: str) -> dict[str, object]:
     Raises:
         TemporaryError: it does not answer, or with something else.
     """
+    return _request(root, running, "GET", path, TIMEOUT_S)
+
+
+def post_node(
+    root: Root, running: RunningNode, path: str, *, timeout_s: float = TIMEOUT_S
+) -> dict[str, object]:
+    """As `ask_node`, for what the node is to do."""
+    return _request(root, running, "POST", path, timeout_s)
+
+
+def _request(root: Root, running: RunningNode, method: str, path: str, timeout_s: float) -> dict[str, object]:
     host = HostPort.parse(running.listen).host
-    connection = http.client.HTTPConnection(_ANY.get(host, host), running.http_port, timeout=TIMEOUT_S)
+    connection = http.client.HTTPConnection(_ANY.get(host, host), running.http_port, timeout=timeout_s)
     try:
-        connection.request("GET", path, headers={"Authorization": f"Bearer {root.token()}"})
+        connection.request(method, path, headers={"Authorization": f"Bearer {root.token()}"})
         response = connection.getresponse()
         answer = json.loads(response.read(ANSWER_BYTES_MAX))
     except (OSError, http.client.HTTPException, ValueError) as error:

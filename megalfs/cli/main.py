@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NoReturn
 
 from megalfs import __version__
-from megalfs.cli import auth, inspect, lfs, publish, pull, serve
+from megalfs.cli import auth, inspect, lfs, publish, pull, repo, serve
 from megalfs.cli.arguments import add_common
 from megalfs.cli.context import Context
 from megalfs.cli.ui import Ui
@@ -108,6 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"megalfs {__version__}")
     add_common(parser, is_main=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for family in (publish, pull, serve, inspect, auth, lfs):
+    for family in (publish, pull, serve, inspect, auth, lfs, repo):
         family.add_commands(commands)
     return parser

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.cli.arguments import add_command, add_group, add_sharing
+from megalfs.cli.arguments import add_command, add_group, add_sharing, host_port, node_address, word
 from megalfs.errors import BusyError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
     from megalfs.node.api import NodeInfo
+    from megalfs.node.service import ServiceFactory
 
 __all__ = ["add_commands"]
 
@@ -44,6 +45,24 @@ def _add_node(commands: Commands, listen_help: str) -> None:
     start = add_command(actions, "start", _start, "serve what is published, until SIGTERM")
     start.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="publish these first")
     add_sharing(start, listen_help=listen_help)
+    start.add_argument("--alias", type=word, metavar="NAME", help="what this node calls itself")
+    start.add_argument(
+        "--addr",
+        type=host_port,
+        metavar="HOST:PORT",
+        help="links between nodes: TLS on TCP, QUIC on UDP (0.0.0.0:9000, or any port when that is taken)",
+    )
+    start.add_argument(
+        "--bootstrap-node",
+        type=node_address,
+        action="append",
+        default=[],
+        metavar="KEY@HOST:PORT",
+        help="a node to join by, whose repositories are kept in step; may repeat",
+    )
+    start.add_argument(
+        "--cert-path", type=Path, metavar="DIR", help="where its certificate is kept (the root)"
+    )
     add_command(actions, "stop", _stop, "ask the node of this root to drain and end")
     add_command(actions, "list", _list, "the node of this root, and the peers it knows")
     add_command(actions, "info", _info, "key, address and process of the node of this root")
@@ -54,14 +73,14 @@ def _seed(context: Context) -> int:
 
 
 def _start(context: Context) -> int:
-    return _serve(context, context.args.paths, is_tracker=False)
+    return _serve(context, context.args.paths, is_tracker=False, has_links=True)
 
 
 def _tracker(context: Context) -> int:
     return _serve(context, [], is_tracker=True)
 
 
-def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
+def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool, has_links: bool = False) -> int:
     settings = context.settings()
     from megalfs.cli.running import run_until_signal
     from megalfs.formats.hostport import HostPort
@@ -80,12 +99,27 @@ def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool) -> int:
                 on_ready=lambda info: _print_ready(context, info, is_tracker=is_tracker),
                 stop=stop,
                 tracker_only=is_tracker,
-                services=() if is_tracker else git_services(),
+                services=() if is_tracker else [*git_services(), *(_links(context) if has_links else ())],
             )
 
         run_until_signal(context.ui, work)
     context.ui.note("stopped")
     return 0  # to be stopped is how a server ends well
+
+
+def _links(context: Context) -> list[ServiceFactory]:
+    """Links, gossip and repositories, as the flags and settings say."""
+    from megalfs.git.repo_layer import repo_layer
+    from megalfs.node.p2p import P2pOptions
+
+    settings = context.settings()
+    options = P2pOptions(
+        alias=settings.alias,
+        addr=settings.addr,
+        bootstrap=settings.bootstrap_nodes,
+        certificates=context.args.cert_path,
+    )
+    return [repo_layer(options)]
 
 
 def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
@@ -106,7 +140,14 @@ def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
             ui.result(str(blob.link))
     if ui.is_json:
         ui.record(
-            {"event": "ready", "key": str(info.key), "host": info.host, "port": info.port, "pid": os.getpid()}
+            {
+                "event": "ready",
+                "key": str(info.key),
+                "host": info.host,
+                "port": info.port,
+                "link_port": info.link_port,
+                "pid": os.getpid(),
+            }
         )
     role = (
         "tracker"
@@ -145,6 +186,7 @@ def _info(context: Context) -> int:
         "peer_id": public.peer_id,
         "listen": running.listen,
         "port": running.http_port,
+        "link_port": running.quic_port,
         "pid": running.owner.pid,
         "root": str(root.path),
     }

@@ -1,0 +1,341 @@
+"""`megalfs repo`: share repositories, see those of others, clone and update them by id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+from urllib.parse import quote
+
+from megalfs.cli.arguments import add_command, add_group, node_key
+from megalfs.errors import (
+    IntegrityError,
+    MegalfsError,
+    NotAuthorisedError,
+    NotFoundError,
+    PolicyError,
+    TemporaryError,
+)
+
+if TYPE_CHECKING:
+    from contextlib import closing
+
+    from megalfs.cli.arguments import Commands
+    from megalfs.cli.context import Context
+    from megalfs.core.repoid import RepoId
+    from megalfs.store.repos import Repo, Repos
+
+__all__ = ["add_commands"]
+
+SYNC_S_MAX = 3600.0
+UPDATES = "⚠️ HAS UPDATES"
+_ERRORS: dict[int, type[MegalfsError]] = {
+    each.exit_code: each for each in (NotFoundError, IntegrityError, NotAuthorisedError, PolicyError)
+}
+
+
+def add_commands(commands: Commands) -> None:
+    """Adds the commands of this family."""
+    actions = add_group(commands, "repo", "git repositories between nodes")
+    add = add_command(actions, "add", _add, "share a repository of this machine; prints its id")
+    add.add_argument(
+        "--path", type=Path, required=True, metavar="DIR", help="a work tree or a bare repository"
+    )
+    add.add_argument("--description", default="", metavar="TEXT", help="one line, for the lists of others")
+    add.add_argument("--name", metavar="NAME", help="as it stands in URLs (the directory's name)")
+    _add_allow(add)
+    allow = add_command(actions, "allow", _allow, "let keys push to a repository")
+    allow.add_argument("repo", metavar="REPO", help="a name or id")
+    allow.add_argument("keys", nargs="+", type=node_key, metavar="KEY", help="did:key:... or 12D3KooW...")
+    forbid = add_command(actions, "forbid", _forbid, "let keys no longer push")
+    forbid.add_argument("repo", metavar="REPO", help="a name or id")
+    forbid.add_argument("keys", nargs="+", type=node_key, metavar="KEY", help="did:key:... or 12D3KooW...")
+    remove = add_command(actions, "remove", _remove, "no longer share a repository; its files stay")
+    remove.add_argument("repo", metavar="REPO", help="a name or id")
+    add_command(actions, "list", _list, "the repositories of this node, and those it heard of")
+    clone = add_command(actions, "clone", _clone, "clone a repository from whoever has it")
+    _add_repo_id(clone)
+    clone.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    pull = add_command(actions, "pull", _pull, "update the clones of a repository")
+    _add_repo_id(pull)
+    sync = add_command(actions, "sync", _sync, "look for new states now, instead of within a minute")
+    sync.add_argument("--repo-id", metavar="ID", help="only this one (all that are shared or followed)")
+    thing = add_command(actions, "object", _object, "one git object of a peer, to stdout or a file")
+    thing.add_argument("url", metavar="URL", help="p2p://KEY/object/SHA-1?addr=HOST:PORT")
+    thing.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout")
+
+
+def _add_allow(parser: object) -> None:
+    parser.add_argument(  # type: ignore[attr-defined]  # argparse's class is private to `arguments`
+        "--allow", type=node_key, action="append", default=[], metavar="KEY", help="may push; may repeat"
+    )
+
+
+def _add_repo_id(parser: object) -> None:
+    parser.add_argument(  # type: ignore[attr-defined]  # as above
+        "--repo-id", required=True, metavar="ID", help="did:repo:z..., or a name that only one has"
+    )
+
+
+def _open(context: Context, *, create: bool) -> closing[Repos]:
+    from contextlib import closing
+
+    from megalfs.store.repos import Repos
+
+    return closing(Repos(context.root(create=create)))
+
+
+# --- sharing ------------------------------------------------------------------------------------------------
+
+
+def _add(context: Context) -> int:
+    from megalfs.git.repos import add_repository
+
+    args = context.args
+    with _open(context, create=True) as repos:
+        own = context.root(create=True).public_key()
+        repo = add_repository(
+            repos, own, args.path, description=args.description, name=args.name, writers=args.allow
+        )
+    _wake(context)
+    if context.ui.is_json:
+        context.ui.record({"repo": str(repo.id), "name": repo.name, "creator": str(own), "path": repo.path})
+    else:
+        context.ui.result(str(repo.id))
+        context.ui.note(f"shared as p2p://{own.peer_id}/{repo.name}.git while a node runs on this root")
+    return 0
+
+
+def _allow(context: Context) -> int:
+    return _change_writers(context, is_added=True)
+
+
+def _forbid(context: Context) -> int:
+    return _change_writers(context, is_added=False)
+
+
+def _change_writers(context: Context, *, is_added: bool) -> int:
+    from megalfs.git.repos import find_repository
+
+    with _open(context, create=False) as repos:
+        repo = find_repository(repos, context.args.repo)
+        if repo.is_external:
+            raise PolicyError(f"only the creator of {repo.name!r} says who may push: {repo.creator}")
+        keys = set(repos.writers(repo.id))
+        keys = keys | set(context.args.keys) if is_added else keys - set(context.args.keys)
+        repos.set_writers(repo.id, sorted(keys))
+    _wake(context)
+    context.ui.note(f"{len(keys)} keys beside the owner may push to {repo.name}")
+    return 0
+
+
+def _remove(context: Context) -> int:
+    from megalfs.git.repos import find_repository
+
+    with _open(context, create=False) as repos:
+        repo = find_repository(repos, context.args.repo)
+        repos.remove(repo.id)
+    _wake(context)
+    context.ui.note(f"{repo.name} is no longer shared; its files are where they were")
+    return 0
+
+
+# --- seeing -------------------------------------------------------------------------------------------------
+
+
+def _list(context: Context) -> int:
+    with _open(context, create=False) as repos:
+        for repo in repos.all():
+            fields = _fields(repos, repo)
+            if context.ui.is_json:
+                context.ui.record(fields)
+            else:
+                for line in _lines(fields):
+                    context.ui.result(line)
+    return 0
+
+
+def _fields(repos: Repos, repo: Repo) -> dict[str, object]:
+    from megalfs.git.repos import has_updates
+
+    states = repos.states(repo.id)
+    newest = states[-1].state if states else None
+    return {
+        "repo": str(repo.id),
+        "name": repo.name,
+        "description": repo.description,
+        "creator": str(repo.creator),
+        "external": repo.is_external,
+        "followed": repo.is_followed,
+        "path": repo.path,
+        "seq": newest.seq if newest else 0,
+        "refs": len(newest.refs) if newest else 0,
+        "here": bool(repo.path) and (not repo.is_external or repos.refs(repo.id) == (newest and newest.refs)),
+        "expired": newest is not None and newest.is_expired(_now()),
+        "equivocation": [each.hash for each in states] if len(states) > 1 else [],
+        "has_updates": has_updates(repos, repo),
+        "clones": [clone.path for clone in repos.clones(repo.id)],
+        "faults": [
+            {"peer": fault.peer, "reason": fault.reason, "count": fault.count}
+            for fault in repos.faults(repo.id)
+        ],
+    }
+
+
+def _lines(fields: dict[str, object]) -> list[str]:
+    words = ["external" if fields["external"] else "own", f"state {fields['seq']}"]
+    words += ["followed"] if fields["followed"] else []
+    words += [] if fields["here"] or not fields["external"] else ["not here yet"]
+    words += ["expired"] if fields["expired"] else []
+    words += [UPDATES] if fields["has_updates"] else []
+    lines = [
+        f"{fields['name']} {fields['repo']}",
+        f"  {', '.join(words)}",
+        f"  by {fields['creator']}" + (f": {fields['description']}" if fields["description"] else ""),
+    ]
+    if fields["equivocation"]:
+        lines.append(
+            "  EQUIVOCATION: its creator signed two states that contradict each other; neither is followed"
+        )
+    faults = cast("list[dict[str, object]]", fields["faults"])
+    return lines + [f"  {fault['peer']} {fault['reason']} ({fault['count']} times)" for fault in faults]
+
+
+# --- clones -------------------------------------------------------------------------------------------------
+
+
+def _clone(context: Context) -> int:
+    from megalfs.git.clones import clone_repository
+
+    output: Path = context.args.output
+    if output.exists():
+        raise NotFoundError(f"{str(output)!r} exists", hint="choose another --output")
+    with _open(context, create=False) as repos:
+        repo = _find(context, repos)
+        _bring(context, repos, repo.id)
+        seq = clone_repository(repos, repo.id, output.absolute())
+    if context.ui.is_json:
+        context.ui.record({"repo": str(repo.id), "path": str(output.absolute()), "seq": seq})
+    else:
+        context.ui.result(str(output))
+        context.ui.note(f"cloned {repo.name} at state {seq}")
+    return 0
+
+
+def _pull(context: Context) -> int:
+    from megalfs.git.clones import pull_clone
+
+    with _open(context, create=False) as repos:
+        repo = _find(context, repos)
+        _bring(context, repos, repo.id)
+        clones = repos.clones(repo.id)
+        if not clones:
+            raise NotFoundError(f"no clone of {repo.name!r} was made here", hint="megalfs repo clone")
+        failure: MegalfsError | None = None
+        for clone in clones:
+            try:
+                summary = pull_clone(repos, clone)
+            except MegalfsError as error:
+                failure = error
+                context.ui.warn(f"{clone.path}: {error}")
+                continue
+            if context.ui.is_json:
+                context.ui.record({"repo": str(repo.id), "path": clone.path, "summary": summary})
+            else:
+                context.ui.result(f"{clone.path}: {summary}")
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _sync(context: Context) -> int:
+    with _open(context, create=False) as repos:
+        wanted = [_find(context, repos)] if context.args.repo_id else [
+            repo for repo in repos.all() if not repo.is_external or repo.is_followed
+        ]  # fmt: skip
+    failure: MegalfsError | None = None
+    for repo in wanted:
+        try:
+            answer = _ask_sync(context, repo.id)
+        except MegalfsError as error:
+            failure = error
+            context.ui.warn(f"{repo.name}: {error}")
+            continue
+        if context.ui.is_json:
+            context.ui.record({"repo": str(repo.id), "name": repo.name, "seq": answer["seq"]})
+        else:
+            context.ui.result(f"{repo.name}: state {answer['seq']}")
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def _find(context: Context, repos: Repos) -> Repo:
+    from megalfs.git.repos import find_repository
+
+    return find_repository(repos, context.args.repo_id)
+
+
+def _bring(context: Context, repos: Repos, repo: RepoId) -> None:
+    """The newest state through the node; when nobody can be reached, what is here is good enough."""
+    try:
+        _ask_sync(context, repo)
+    except (TemporaryError, NotFoundError) as error:
+        row = repos.find(repo)
+        if row is None or not row.path:
+            raise
+        context.ui.note(f"{error}; going on with what is here")
+
+
+# --- one object ---------------------------------------------------------------------------------------------
+
+
+def _object(context: Context) -> int:
+    import asyncio
+    import sys
+
+    from megalfs.git.objects import fetch_object
+
+    with _open(context, create=True) as repos:
+        content = asyncio.run(fetch_object(context.root(create=True), repos, context.args.url))
+    if context.args.output is not None:
+        context.args.output.write_bytes(content)
+    else:
+        sys.stdout.buffer.write(content)
+    return 0
+
+
+# --- the node -----------------------------------------------------------------------------------------------
+
+
+def _ask_sync(context: Context, repo: RepoId) -> dict[str, object]:
+    from megalfs.cli.local_node import post_node, running_node
+
+    root = context.root(create=False)
+    path = f"/v1/local/p2p/sync/{quote(str(repo), safe='')}"
+    answer = post_node(root, running_node(root), path, timeout_s=SYNC_S_MAX)
+    if "error" in answer:
+        _raise(answer)
+    return answer
+
+
+def _raise(answer: dict[str, object]) -> NoReturn:
+    code, hint = answer.get("code"), answer.get("hint")
+    kind = _ERRORS.get(code, TemporaryError) if isinstance(code, int) else TemporaryError
+    raise kind(str(answer["error"]), hint=str(hint) if hint else None)
+
+
+def _wake(context: Context) -> None:
+    """Tells the node of this root, when one runs, that the table changed."""
+    from contextlib import suppress
+
+    from megalfs.cli.local_node import post_node, running_node
+
+    root = context.root(create=False)
+    with suppress(NotFoundError, TemporaryError):
+        post_node(root, running_node(root), "/v1/local/p2p/wake")
+
+
+def _now() -> float:
+    import time
+
+    return time.time()  # noqa: TID251 - compared with a record of another host

@@ -1,0 +1,255 @@
+"""`git-remote-p2p`, `git-remote-megalfs`, `git-remote-mega`: how stock git speaks to a peer.
+
+It offers `connect` and nothing else: git's own protocol, at full efficiency, through one stream to the peer's
+upload-pack or receive-pack. The node of this root does the work over its Unix socket, so a fetch costs a small
+Python and no key, no TLS, no event loop; only where no node runs does the helper dial by itself.
+
+stdout is the wire, so people get stderr. stdin is read byte by byte up to `connect`: what follows is git's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from megalfs.errors import MegalfsError, TemporaryError, UsageError
+
+if TYPE_CHECKING:
+    from megalfs.core.repoid import RepoUrl
+    from megalfs.git.pipes import StreamPipe
+
+__all__ = ["SOCKET_NAME", "connect_socket", "entry", "main", "read_line"]
+
+SOCKET_NAME = "git.sock"
+SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive")
+LINE_BYTES_MAX = 4096
+BLOCK_BYTES = 128 << 10
+EXIT_FAILED = 128  # what git's own helpers die with
+ANSWER_S_MAX = 120.0  # the node may fetch a whole repository from others first
+
+
+def entry() -> NoReturn:
+    """The console script: `git-remote-p2p <remote> <url>`."""
+    sys.exit(main(sys.argv))
+
+
+def main(argv: list[str]) -> int:
+    """Speaks with git until it has what it wanted."""
+    try:
+        if len(argv) != 3:
+            raise UsageError("git runs this program; it needs a remote and a URL")
+        return _converse(argv[2])
+    except MegalfsError as error:
+        _say(str(error))
+        if error.hint:
+            _say(f"hint: {error.hint}")
+        return EXIT_FAILED
+    except (BrokenPipeError, KeyboardInterrupt):
+        return EXIT_FAILED
+
+
+def _say(line: str) -> None:
+    shown = "".join(char if char.isprintable() else "?" for char in line)
+    os.write(2, f"megalfs: {shown}\n".encode())
+
+
+def _converse(url: str) -> int:
+    from megalfs.core.repoid import RepoUrl
+
+    parsed = RepoUrl.parse(url)
+    if parsed.kind == "object":
+        raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {parsed}")
+    while line := read_line(0):
+        word, _, rest = line.partition(" ")
+        if word == "capabilities":
+            os.write(1, b"connect\n\n")
+        elif word == "connect" and rest in SERVICES:
+            _connect(url, parsed, rest)
+            return 0
+        else:  # `option servpath` carries the user's --upload-pack verbatim: it goes nowhere
+            os.write(1, b"unsupported\n" if word == "option" else b"fallback\n")
+    return 0
+
+
+def read_line(fd: int) -> str:
+    """One line without its end; empty at the end of input or at an empty line.
+
+    Raises:
+        UsageError: it is longer than any line of the protocol.
+    """
+    line = b""
+    while not line.endswith(b"\n"):
+        if len(line) > LINE_BYTES_MAX:
+            raise UsageError("a line that is too long for the protocol of remote helpers")
+        octet = os.read(fd, 1)
+        if not octet:
+            break
+        line += octet
+    return line.decode(errors="replace").rstrip("\n")
+
+
+def _connect(url: str, parsed: RepoUrl, service: str) -> None:
+    home = _root_path()
+    connection = connect_socket(_socket_path(home))
+    if connection is None:
+        _connect_directly(home, parsed, service)
+        return
+    with connection:
+        connection.sendall(json.dumps({"url": url, "service": service}).encode() + b"\n")
+        _check_answer(connection)
+        os.write(1, b"\n")
+        _splice(connection)
+
+
+def _root_path() -> Path:
+    named = os.environ.get("MEGALFS_ROOT") or os.environ.get("MEGAENGINE_ROOT")
+    return Path(named).expanduser() if named else Path.home() / ".megalfs"
+
+
+def _socket_path(home: Path) -> Path | None:
+    from megalfs.errors import NotFoundError
+    from megalfs.store.root import Root
+
+    try:
+        return Root.open(home, create=False).local / SOCKET_NAME
+    except NotFoundError:
+        return None
+
+
+def connect_socket(path: Path | None) -> socket.socket | None:
+    """A connection to the node that listens there; None when there is none."""
+    if path is None or not path.exists():
+        return None
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # By way of the descriptor: a socket's path may have 107 bytes, a directory's more.
+        connection.connect(f"/proc/self/fd/{directory}/{path.name}")
+    except OSError:
+        connection.close()
+        return None
+    finally:
+        os.close(directory)
+    return connection
+
+
+def _check_answer(connection: socket.socket) -> None:
+    """Reads the node's line, byte by byte: what follows it is the peer's.
+
+    Raises:
+        MegalfsError: what the node says went wrong.
+    """
+    connection.settimeout(ANSWER_S_MAX)
+    try:
+        answer = json.loads(read_line(connection.fileno()) or "{}")
+    except (TimeoutError, ValueError) as error:
+        raise TemporaryError("the node of this root does not answer") from error
+    connection.settimeout(None)
+    for note in answer.get("notes", ()):
+        _say(str(note))
+    if not answer.get("ok"):
+        raise TemporaryError(
+            str(answer.get("error", "the node of this root hung up")), hint=answer.get("hint") or None
+        )
+
+
+def _splice(connection: socket.socket) -> None:
+    """stdin to the peer, the peer to stdout, until the peer has no more to say."""
+    upward = threading.Thread(target=_copy_up, args=(connection,), daemon=True)
+    upward.start()
+    while block := connection.recv(BLOCK_BYTES):
+        _write_all(1, block)
+
+
+def _copy_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while block := os.read(0, BLOCK_BYTES):
+            connection.sendall(block)
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+
+
+def _write_all(fd: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+# --- without a node ------------------------------------------------------------------------------------------
+
+
+def _connect_directly(home: Path, url: RepoUrl, service: str) -> None:
+    """Dials with this root's key, or with one for this once: a public clone needs no identity."""
+    import asyncio
+    import secrets
+
+    from megalfs.core.signing import SigningKey
+    from megalfs.errors import NotFoundError
+    from megalfs.store.root import Root
+
+    try:
+        private = Root.open(home, create=False).load_key()
+    except NotFoundError:
+        private = None
+    private = private or SigningKey(secrets.token_bytes(32))
+    if url.me is not None and url.me != private.public:
+        raise NotFoundError(
+            f"the key {url.me.peer_id} is not the one of {str(home)!r}", hint="megalfs auth show"
+        )
+    if not url.addresses:
+        raise NotFoundError(
+            f"no node runs on {str(home)!r} that could know where {url.peer.peer_id} is",
+            hint="megalfs node start, or ?addr=HOST:PORT in the URL",
+        )
+    asyncio.run(_dial_and_splice(private, url, service))
+
+
+async def _dial_and_splice(private: object, url: RepoUrl, service: str) -> None:
+    from megalfs.core.signing import SigningKey
+    from megalfs.git.pipes import LinkPipe, splice
+    from megalfs.net.link import Carrier
+    from megalfs.net.link_quic import QuicCarrier
+    from megalfs.net.link_tls import TlsCarrier
+
+    assert isinstance(private, SigningKey)
+    carrier: Carrier = QuicCarrier(private) if url.via == "quic" else TlsCarrier(private)
+    failure: MegalfsError = TemporaryError(f"cannot reach {url.peer.peer_id}")
+    for address in url.addresses:
+        try:
+            link = await carrier.dial(address, url.peer)
+        except MegalfsError as error:
+            failure = error
+            continue
+        try:
+            stream = await link.open(service, url.repo)
+            os.write(1, b"\n")
+            await splice(await _standard_streams(), LinkPipe(stream))
+            await stream.finish()
+        finally:
+            await link.close()
+        return
+    raise failure
+
+
+async def _standard_streams() -> StreamPipe:
+    import asyncio
+
+    from megalfs.git.pipes import StreamPipe
+
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=1 << 20)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb", 0))
+    transport, protocol = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(1, "wb", 0)
+    )
+    return StreamPipe(reader, asyncio.StreamWriter(transport, protocol, None, loop))
+
+
+if __name__ == "__main__":
+    entry()
