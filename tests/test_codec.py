@@ -16,6 +16,7 @@ from megalfs.core.messages import (
     CancelRequest,
     Credit,
     Data,
+    Expecting,
     Granting,
     HaveAll,
     HaveRuns,
@@ -64,6 +65,7 @@ not_data: st.SearchStrategy[Message] = st.one_of(
     st.builds(HaveRuns, manifests, st.lists(runs, max_size=20).map(tuple)),
     st.builds(HaveAll, manifests),
     st.builds(Granting, manifests),
+    st.builds(Expecting, manifests, st.lists(runs, max_size=20).map(tuple)),
     st.builds(Lost, manifests, st.lists(runs, max_size=20).map(tuple)),
     st.builds(lambda m, r: Request(m, *r), manifests, runs),
     st.builds(lambda m, r: CancelRequest(m, *r), manifests, runs),
@@ -110,7 +112,7 @@ def test_noise_gives_messages_or_a_remote_error_and_nothing_else(noise: bytes) -
             decoder.feed(b"")
 
 
-@given(st.integers(1, 16), st.binary(max_size=200))
+@given(st.integers(1, 17), st.binary(max_size=200))
 def test_any_payload_of_any_type_is_a_message_or_a_remote_error(kind: int, payload: bytes) -> None:
     frame = struct.pack(">IB", 1 + len(payload), kind) + payload
     try:

@@ -18,6 +18,7 @@ from megalfs.core.messages import (
     CancelRequest,
     Credit,
     Data,
+    Expecting,
     Granting,
     HaveAll,
     HaveRuns,
@@ -76,7 +77,9 @@ DATA_FRAME_BYTES = _HEAD.size + DIGEST_BYTES + _DATA.size
 """Length of a whole `Data` frame: a data connection may read exactly this much, then the raw bytes."""
 
 _HELLO, _JOIN, _LEAVE, _HAVE_RUNS, _HAVE_ALL, _GRANTING, _LOST = range(1, 8)
-_REQUEST, _CANCEL, _REJECT_TYPE, _CREDIT, _OPEN_DATA, _PEERS, _PING, _PONG, _DATA_TYPE = range(8, 17)
+_REQUEST, _CANCEL, _REJECT_TYPE, _CREDIT, _OPEN_DATA, _PEERS, _PING, _PONG, _DATA_TYPE, _EXPECTING = range(
+    8, 18
+)
 
 
 def encode(message: Message) -> bytes:
@@ -109,6 +112,8 @@ def _payload(message: Message) -> tuple[int, bytes]:  # noqa: PLR0911, PLR0912 -
             return _HAVE_ALL, manifest.raw
         case Granting(manifest):
             return _GRANTING, manifest.raw
+        case Expecting(manifest, runs):
+            return _EXPECTING, manifest.raw + _pack_runs(runs)
         case Lost(manifest, runs):
             return _LOST, manifest.raw + _pack_runs(runs)
         case Join(manifest, oid, piece_count, is_seeder):
@@ -302,6 +307,7 @@ _READERS: dict[int, Callable[[_Payload], Message]] = {
     _HAVE_RUNS: lambda payload: HaveRuns(payload.manifest(), payload.runs()),
     _HAVE_ALL: lambda payload: HaveAll(payload.manifest()),
     _GRANTING: lambda payload: Granting(payload.manifest()),
+    _EXPECTING: lambda payload: Expecting(payload.manifest(), payload.runs()),
     _LOST: lambda payload: Lost(payload.manifest(), payload.runs()),
     _REQUEST: lambda payload: Request(payload.manifest(), *payload.run()),
     _CANCEL: lambda payload: CancelRequest(payload.manifest(), *payload.run()),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch
-from megalfs.core.messages import Credit
+from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
 from megalfs.core.picker import depth, pick, run_bytes
 from megalfs.core.session import Flight, PeerKind, Session, Shows
@@ -65,8 +65,9 @@ class Fetching:
         size = run_bytes(state, rate=rate, rate_total=self.rate.rate(now), sources=len(state.sessions))
         session.room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
         while len(session.flights) < session.room:
-            run = pick(state, session, size)
+            run = pick(state, session, size, now)
             if run is None:
+                self._await_promises(session, now)
                 break
             self._ask(session, run, now)
         self._watch(session, now)
@@ -110,6 +111,7 @@ class Fetching:
             return False
         self._state.pieces.ask(run)
         session.flights.append(Flight(run, now, is_granted=is_granted, remaining=[run], has_begun=True))
+        self._promise(session, run)
         self._watch(session, now)
         return True
 
@@ -217,7 +219,21 @@ class Fetching:
         self._state.pieces.ask(run)
         session.flights.append(Flight(run, now, is_granted=False, remaining=[run]))
         session.last_end = run.end
+        self._promise(session, run)
         self._state.effects.append(Fetch(session.peer, run.first, run.count))
+
+    def _promise(self, source: Session, run: Run) -> None:
+        """Leechers cheaper than this source to each other need not ask it for the same."""
+        message = Expecting(self._state.manifest, (run,))
+        for session in self._state.nodes():
+            if session.tier < source.tier and session.is_leecher and not session.holds_all(run):
+                self._state.send(session, message)
+
+    def _await_promises(self, session: Session, now: float) -> None:
+        """If a promise is broken, its pieces are asked for all the same."""
+        untils = [promise.until for promise in self._state.promised(session.tier, now)]
+        if untils:
+            self._due = min(untils) if self._due is None else min(self._due, *untils)
 
     def _note_begin(self, session: Session, flight: Flight, now: float) -> None:
         if flight.has_begun:

@@ -18,6 +18,7 @@ __all__ = [
     "CancelRequest",
     "Credit",
     "Data",
+    "Expecting",
     "Granting",
     "HaveAll",
     "HaveRuns",
@@ -114,6 +115,14 @@ class Granting:
 
 
 @dataclass(frozen=True, slots=True)
+class Expecting:
+    """The sender has asked a dear source for these pieces: wait for it rather than ask too."""
+
+    manifest: ManifestId
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The sender no longer holds these pieces: the file changed under it."""
 
@@ -205,7 +214,7 @@ class Data:
     size: int
 
 
-SwarmMessage = HaveRuns | HaveAll | Granting | Lost | Request | CancelRequest | Reject | Credit
+SwarmMessage = HaveRuns | HaveAll | Granting | Expecting | Lost | Request | CancelRequest | Reject | Credit
 """What `Swarm.received` takes and `Send` carries; the driver answers the rest itself."""
 
 Message = SwarmMessage | Hello | Join | Leave | OpenData | Peers | Ping | Pong | Data

@@ -47,6 +47,9 @@ class SwarmParams:
     have_lazy_s: float = 0.2
     """For seeders that only keep statistics with it."""
 
+    promise_s: float = 10.0
+    """How long a peer's word is believed that it will soon hold a run: the longest time-out we measured."""
+
     # -- uploads
     upload_slots: int = 8
     """Concurrent uploads. With pieces of varying size 4 left uplinks idle that wait for busy receivers: 0.93

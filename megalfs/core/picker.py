@@ -13,7 +13,6 @@ from random import Random
 
 import numpy as np
 
-from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bits, Run
 from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
@@ -29,16 +28,16 @@ evenly, and exactness over 560,000 pieces would cost 2 ms a decision."""
 NONE_RARER = np.iinfo(np.uint16).max
 
 
-def pick(state: SwarmState, session: Session, size: int) -> Run | None:
+def pick(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     """The run of about `size` bytes to ask of this peer now, or None if it has nothing for us."""
     pieces, availability = state.pieces, state.availability
     if not pieces.unasked or availability.is_full_nearer(session.tier):
         return None
     if session.kind is PeerKind.ORIGIN:
-        return None if state.granters else _stretch(state, session, size)
+        return None if state.granters else _stretch(state, session, size, now)
     if state.leechers:
-        return _rarest(state, session, size)
-    return _in_order(state, session, size)
+        return _rarest(state, session, size, now)
+    return _in_order(state, session, size, now)
 
 
 def run_bytes(state: SwarmState, *, rate: float, rate_total: float, sources: int) -> int:
@@ -74,25 +73,33 @@ def depth(params: SwarmParams, session: Session, *, rate: float, size: int, is_a
     return min(runs, params.depth_max)
 
 
-def _candidates(pieces: Pieces, availability: Availability, session: Session, low: int, high: int) -> Bits:
-    bits = pieces.wanted[low:high]
+def _candidates(state: SwarmState, session: Session, low: int, high: int, now: float) -> Bits:
+    """What may be asked of the peer: wanted, held by it, and neither held nor expected by a cheaper one."""
+    bits = state.pieces.wanted[low:high]
     if session.holds is not None:
         bits = bits & session.holds.bits[low:high]
-    nearer = availability.nearer(session.tier, low, high)
-    return bits if nearer is None else bits & ~nearer
+    nearer = state.availability.nearer(session.tier, low, high)
+    if nearer is not None:
+        bits = bits & ~nearer
+    promised = state.promised(session.tier, now)
+    if promised:
+        bits = bits.copy()
+        for _, run in promised:
+            bits[max(0, run.first - low) : max(0, run.end - low)] = False
+    return bits
 
 
-def _rarest(state: SwarmState, session: Session, size: int) -> Run | None:
+def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     pieces, availability, rng = state.pieces, state.availability, state.rng
     low, high = 0, pieces.count
     if high > WINDOW:
         low = rng.randrange(high - WINDOW + 1)
         high = low + WINDOW
-    bits = _candidates(pieces, availability, session, low, high)
+    bits = _candidates(state, session, low, high, now)
     if not bits.any():
         if high - low == pieces.count:
             return None
-        low, bits = 0, _candidates(pieces, availability, session, 0, pieces.count)
+        low, bits = 0, _candidates(state, session, 0, pieces.count, now)
         if not bits.any():
             return None
     copies = np.where(bits, availability.counts(low, low + len(bits)), NONE_RARER)
@@ -117,9 +124,9 @@ def _draw(rng: Random, count: int, *, from_end: bool) -> int:
     return max(at, int(rng.random() * count)) if from_end else at
 
 
-def _in_order(state: SwarmState, session: Session, size: int) -> Run | None:
+def _in_order(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     pieces = state.pieces
-    bits = _candidates(pieces, state.availability, session, 0, pieces.count)
+    bits = _candidates(state, session, 0, pieces.count, now)
     if state.params.from_end:
         end = pieces.count - int(bits[::-1].argmax())
         return _backward(pieces, bits, end, size) if bits[end - 1] else None
@@ -127,12 +134,12 @@ def _in_order(state: SwarmState, session: Session, size: int) -> Run | None:
     return _forward(pieces, bits, first, 0, size) if bits[first] else None
 
 
-def _stretch(state: SwarmState, session: Session, size: int) -> Run | None:
+def _stretch(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     """Where the last run from this origin ended, else anywhere: each leecher reads another stretch."""
     pieces = state.pieces
-    bits = _candidates(pieces, state.availability, session, 0, pieces.count)
+    bits = _candidates(state, session, 0, pieces.count, now)
     at = session.last_end
-    if at < pieces.count and bits[at] and (at or not state.leechers):
+    if 0 < at < pieces.count and bits[at]:
         return _forward(pieces, bits, at, 0, size)
     open_ = np.flatnonzero(bits)
     if not len(open_):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import PeerId
 from megalfs.core.meter import Meter
 from megalfs.core.topology import Tier
 
-__all__ = ["Flight", "PeerKind", "Session", "Shows"]
+__all__ = ["Flight", "PeerKind", "Promise", "Session", "Shows"]
 
 CANCELLED_MAX = 32  # runs a peer may still be sending after we changed our mind
 
@@ -43,6 +44,13 @@ class Flight:
     has_begun: bool = False
 
 
+class Promise(NamedTuple):
+    """A run that a peer will soon hold, it says; not believed for ever."""
+
+    until: float
+    run: Run
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One peer: what it holds, what we expect from it, what it may expect from us."""
@@ -56,6 +64,10 @@ class Session:
     shows: Shows = Shows.NOTHING
     holds: Bitfield | None = None
     """Set while `shows` is SOME."""
+
+    promises: list[Promise] = field(default_factory=list)
+    """What it expects from a dear source, and will then hold."""
+    broken_promises: int = 0
 
     # -- what we fetch from it
     flights: list[Flight] = field(default_factory=list)

@@ -12,10 +12,14 @@ from megalfs.core.ids import ManifestId
 from megalfs.core.messages import SwarmMessage
 from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
-from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.core.session import PeerKind, Promise, Session, Shows
+from megalfs.core.topology import Tier
 from megalfs.errors import RemoteProtocolError
 
 __all__ = ["SwarmState"]
+
+PROMISES_MAX = 64  # of one peer; ours makes one a flight
+BROKEN_PROMISES_MAX = 16  # then its word is no reason to wait any more
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +88,7 @@ class SwarmState:
         """A partial holder announces a run; returns whether it is news."""
         holds = session.holds
         assert holds is not None
+        self._keep_promises(session, run)
         new = ~holds.bits[run.first : run.end]
         if not holds.add(run.first, run.count):
             return False
@@ -103,6 +108,30 @@ class SwarmState:
         gone = holds.bits[run.first : run.end].copy()
         if holds.remove(run.first, run.count) and not session.is_paused:
             self.availability.lose(session.tier, run.first, gone)
+
+    def promise(self, session: Session, run: Run, until: float) -> None:
+        """A leecher says that it will soon hold a run, from a source dearer than it is."""
+        is_sane = run.count == 1 or self.pieces.bytes_of(run) <= self.params.run_bytes_max
+        if is_sane and session.broken_promises < BROKEN_PROMISES_MAX and len(session.promises) < PROMISES_MAX:
+            session.promises.append(Promise(until, run))
+
+    def promised(self, tier: Tier, now: float) -> list[Promise]:
+        """What peers cheaper than `tier` will soon hold."""
+        found = []
+        for session in self.sessions.values():
+            if session.promises and session.tier < tier:
+                open_ = [promise for promise in session.promises if promise.until > now]
+                session.broken_promises += len(session.promises) - len(open_)
+                session.promises = open_
+                found += open_
+        return found
+
+    def _keep_promises(self, session: Session, run: Run) -> None:
+        if session.promises:
+            left = [(one.until, part) for one in session.promises for part in one.run.minus(run)]
+            if len(left) < len(session.promises):
+                session.broken_promises = max(0, session.broken_promises - 1)
+            session.promises = [Promise(*pair) for pair in left]
 
     def strike(self, session: Session, weight: int, reason: str) -> None:
         """Counts a senseless act; too many are a reason to ban."""

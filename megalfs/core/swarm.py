@@ -23,6 +23,7 @@ from megalfs.core.ids import ManifestId
 from megalfs.core.messages import (
     CancelRequest,
     Credit,
+    Expecting,
     Granting,
     HaveAll,
     HaveRuns,
@@ -289,6 +290,10 @@ class Swarm:
                 self._heard_state(session, Shows.ALL, now)
             case Granting():
                 self._heard_state(session, Shows.GRANTS, now)
+            case Expecting(runs=runs):
+                for run in runs:
+                    until = now + self._state.params.promise_s
+                    self._state.promise(session, self._state.check(*run), until)
             case Lost(runs=runs):
                 for run in runs:
                     self._state.lose(session, self._state.check(*run))
