@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 FLUSH_INTERVAL_S_MIN = 0.02
 FLUSH_INTERVAL_S_MAX = 0.2
 FLUSH_SHARE = 0.02
+# How long peers have to say what they hold before an origin is asked.
+ORIGIN_PATIENCE_S = 1.0
 RECONNECT_S_MIN = 0.5
 RECONNECT_S_MAX = 30.0
 
@@ -134,7 +136,7 @@ class Attempt:
         self._dials: dict[HostPort, _Dial] = {}
         self._origins: set[str] = set()
         self._flusher: asyncio.Task[None] | None = None
-        self._progress_at = self._loop.time()
+        self._started_at = self._progress_at = self._loop.time()
         is_trusted = candidate.trusted_by is not None and node.settings.proof == "auto"
         self.prover = None if is_trusted else Prover(manifest, self.source.fileno, self._settled)
         self.driver = SwarmDriver(
@@ -249,6 +251,8 @@ class Attempt:
             dial = self._dials.setdefault(address, _Dial())
             if dial.task is None and now >= dial.not_before:
                 dial.task = asyncio.create_task(self._join(address, dial))
+        if peers and not self._has_heard_peers(now):
+            return
         for url, headers in origins.items():
             if url not in self._origins:
                 self._origins.add(url)
@@ -258,6 +262,12 @@ class Attempt:
                     limiter=self._node.limits.down(Tier.ORIGIN),
                     headers=headers,
                 )
+
+    def _has_heard_peers(self, now: float) -> bool:
+        """Whether origins may come in: they are asked for what no peer has, so peers speak first."""
+        if now - self._started_at > ORIGIN_PATIENCE_S:
+            return True
+        return all(dial.task is None for dial in self._dials.values())
 
     async def _join(self, address: HostPort, dial: _Dial) -> None:
         """Keeps one peer: dials, joins, and waits for the end of the session before it tries again."""

@@ -170,6 +170,8 @@ class PlainPull:
         self, origin: Origin, source: PlainSource, hasher: hashlib._Hash, offset: int
     ) -> hashlib._Hash:
         response, start = origin.fetch_from(offset)
+        if self.size is not None and response.length not in {None, self.size - start}:
+            raise IntegrityError(f"{source.name} has {start + (response.length or 0)} bytes, not {self.size}")
         if start != offset:  # the server ignores Range: from the beginning
             hasher, offset = hashlib.sha256(), 0
             self._start_over()

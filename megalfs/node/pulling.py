@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from megalfs.core.ids import Oid
 from megalfs.core.pathrules import name_fault, work_tree_fault
 from megalfs.core.tree import TREE_BYTES_MAX, Tree
-from megalfs.errors import MegalfsError, PartialError, PolicyError, UsageError
+from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyError, UsageError
 from megalfs.node.pull import Pull, PullCounts, PullRequest
 from megalfs.node.resolve import NameSources, Wanted, resolve
-from megalfs.store.identity import Identity
+from megalfs.store.identity import ChangedError, Identity
 from megalfs.store.links import link_file
 from megalfs.store.target import check_target, make_parent
 from megalfs.store.verify import sha256_of_fd
@@ -217,8 +217,11 @@ class PullSet:
         blob = store.find(oid)
         if blob is None or not blob.is_held or not blob.manifests:
             return False
-        with store.open(oid) as opened:
-            source = opened.path
+        try:
+            with store.open(oid) as opened:
+                source = opened.path
+        except (NotFoundError, ChangedError):
+            return False  # it was here when somebody last looked
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
         link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=True)
