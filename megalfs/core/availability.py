@@ -20,13 +20,14 @@ Counts = npt.NDArray[np.uint16]
 class Availability:
     """Copies of each piece among the peers that can be asked."""
 
-    __slots__ = ("_full", "_holders", "_rows", "_size")
+    __slots__ = ("_full", "_granters", "_holders", "_rows", "_size")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._rows: dict[Tier, Counts] = {}
         self._holders = dict.fromkeys(Tier, 0)
         self._full = dict.fromkeys(Tier, 0)
+        self._granters = dict.fromkeys(Tier, 0)
 
     def add_full(self, tier: Tier) -> None:
         """One more peer that holds everything."""
@@ -35,6 +36,14 @@ class Availability:
     def remove_full(self, tier: Tier) -> None:
         """One such peer fewer."""
         self._full[tier] -= 1
+
+    def add_granter(self, tier: Tier) -> None:
+        """One more seeder that sends what it chooses."""
+        self._granters[tier] += 1
+
+    def remove_granter(self, tier: Tier) -> None:
+        """One such seeder fewer."""
+        self._granters[tier] -= 1
 
     def add_holder(self, tier: Tier, bits: Bits) -> None:
         """One more peer, which holds `bits`."""
@@ -69,9 +78,14 @@ class Availability:
             total += row[low:high]
         return total
 
+    @property
+    def granters(self) -> int:
+        """How many seeders send what they choose."""
+        return sum(self._granters.values())
+
     def is_full_nearer(self, tier: Tier) -> bool:
-        """Whether a peer cheaper than `tier` holds everything."""
-        return any(self._full[nearer] for nearer in Tier if nearer < tier)
+        """Whether a peer cheaper than `tier` holds everything, and gives it now or later."""
+        return any(self._full[nearer] or self._granters[nearer] for nearer in Tier if nearer < tier)
 
     def nearer(self, tier: Tier, low: int, high: int) -> Bits | None:
         """Which of the pieces low..high a peer cheaper than `tier` holds; None when there is no such peer."""

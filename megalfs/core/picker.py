@@ -34,7 +34,7 @@ def pick(state: SwarmState, session: Session, size: int, now: float) -> Run | No
     if not pieces.unasked or availability.is_full_nearer(session.tier):
         return None
     if session.kind is PeerKind.ORIGIN:
-        return None if state.granters else _stretch(state, session, size, now)
+        return _stretch(state, session, size, now)
     if state.leechers:
         return _rarest(state, session, size, now)
     return _in_order(state, session, size, now)

@@ -35,8 +35,6 @@ class SwarmState:
     effects: list[Effect] = field(default_factory=list)
     leechers: int = 0
     """Connected nodes known to lack something; this node does not count."""
-    granters: int = 0
-    """Connected seeders that choose themselves what they send."""
 
     def send(self, session: Session, message: SwarmMessage) -> None:
         """Says something to a node; origins hear nothing."""
@@ -140,25 +138,23 @@ class SwarmState:
             session.ban_reason = reason
 
     def _count_in(self, session: Session) -> None:
-        self._count(session, 1)
+        self.leechers += session.is_leecher
         if session.is_paused:
             return
         if session.holds is not None:
             self.availability.add_holder(session.tier, session.holds.bits)
         elif session.shows is Shows.ALL:
             self.availability.add_full(session.tier)
+        elif session.shows is Shows.GRANTS:
+            self.availability.add_granter(session.tier)
 
     def _count_out(self, session: Session) -> None:
-        self._count(session, -1)
+        self.leechers -= session.is_leecher
         if session.is_paused:
             return
         if session.holds is not None:
             self.availability.remove_holder(session.tier, session.holds.bits)
         elif session.shows is Shows.ALL:
             self.availability.remove_full(session.tier)
-
-    def _count(self, session: Session, by: int) -> None:
-        if session.is_leecher:
-            self.leechers += by
-        if session.shows is Shows.GRANTS:
-            self.granters += by
+        elif session.shows is Shows.GRANTS:
+            self.availability.remove_granter(session.tier)

@@ -264,7 +264,7 @@ class Swarm:
         counts = self._state.availability.counts(0, self._state.pieces.count)
         if not len(counts):
             return AvailabilitySummary(0, 0.0, None)
-        full = self._state.availability.full + self._state.granters
+        full = self._state.availability.full + self._state.availability.granters
         rarest = int(counts.argmin())
         return AvailabilitySummary(int(counts[rarest]) + full, float(np.median(counts)) + full, rarest)
 
