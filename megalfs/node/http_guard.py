@@ -21,6 +21,7 @@ from aiohttp import web
 from megalfs.core.identity import NodeKey
 from megalfs.errors import RemoteProtocolError, UsageError
 from megalfs.formats.hostport import HostPort
+from megalfs.net.sockets import UPGRADE_PATH
 from megalfs.node.identity import LocalIdentity
 
 __all__ = ["Guard", "make_token"]
@@ -60,7 +61,13 @@ class Guard:
                 raise web.HTTPForbidden(text="megalfs: this host name is not one of this node's\n")
             if request.headers.get("Origin") not in {None, f"http://{request.headers.get('Host')}"}:
                 raise web.HTTPForbidden(text="megalfs: cross-origin requests are refused\n")
-            if self.allow_keys and not self.is_local(request) and not self._is_listed(request):
+            is_peer = request.path == UPGRADE_PATH  # whose hello proves a listed key, or it is dropped
+            if (
+                self.allow_keys
+                and not is_peer
+                and not self.is_local(request)
+                and not self._is_listed(request)
+            ):
                 raise web.HTTPUnauthorized(text="megalfs: this node answers only to listed keys\n")
         return await handler(request)
 

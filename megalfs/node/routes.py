@@ -43,7 +43,7 @@ MANIFEST_TYPE = "application/vnd.megalfs.manifest"
 SEND_BLOCK_BYTES = 4 << 20
 TLS_BLOCK_BYTES = 1 << 20
 ANNOUNCE_BYTES_MAX = 4 << 20
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})\Z")  # 2**63 has 19 digits
 _STATUS = {
     UsageError: 400,
     NotFoundError: 404,
@@ -133,9 +133,9 @@ class Routes:
         """The blob, or a range of it; a partial holder serves the ranges it has verified."""
         oid = Oid.parse(request.match_info["oid"])
         with holding_of(self._node, oid) as holding:
-            start, stop = _range_of(request, holding.size, etag=f'"{oid}"')
-            is_range = (start, stop) != (0, holding.size) or _wants_range(request, f'"{oid}"')
-            if start >= stop and holding.size:
+            wanted = _range_of(request, holding.size, etag=f'"{oid}"')
+            start, stop = wanted or (0, holding.size)
+            if wanted is not None and start >= stop:
                 raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{holding.size}"})
             if not holding.holds(start, stop - start):
                 raise NotFoundError(f"bytes {start}-{stop - 1} of {oid} are not here yet")
@@ -145,10 +145,10 @@ class Routes:
                 "Content-Type": "application/octet-stream",
                 "Cache-Control": "public, max-age=31536000, immutable",
             }
-            if is_range:
+            if wanted is not None:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{holding.size}"
             return await self._send(
-                request, holding, start, stop, status_code=206 if is_range else 200, headers=headers
+                request, holding, start, stop, status_code=200 if wanted is None else 206, headers=headers
             )
 
     async def chunk(self, request: web.Request) -> web.StreamResponse:
@@ -293,7 +293,7 @@ class Routes:
 
     async def announce(self, request: web.Request) -> web.Response:
         """A node tells what it has and what it wants; the answer names peers."""
-        body = await request.json()
+        body = await _json_of(request)
         remote = (request.remote or "").removeprefix("::ffff:")
         return web.json_response(self._node.announcer.announced(body, remote))
 
@@ -325,20 +325,26 @@ class Routes:
         return web.Response()
 
 
-def _wants_range(request: web.Request, etag: str) -> bool:
-    return "Range" in request.headers and request.headers.get("If-Range", etag) == etag
+async def _json_of(request: web.Request) -> object:
+    try:
+        return await request.json()
+    except (ValueError, RecursionError) as error:
+        raise UsageError("the body is not JSON") from error
 
 
-def _range_of(request: web.Request, size: int, *, etag: str) -> tuple[int, int]:
-    """Start and stop of what is wanted: all of it without a usable single Range (RFC 9110 section 14.2)."""
-    if not _wants_range(request, etag):
-        return 0, size
-    match = _RANGE.match(request.headers["Range"].strip())
+def _range_of(request: web.Request, size: int, *, etag: str) -> tuple[int, int] | None:
+    """Start and stop of the single Range that is wanted, or None for all: RFC 9110 section 14.2.
+
+    What cannot be read, several ranges, and one of another version (If-Range) are answered with the whole.
+    """
+    if request.headers.get("If-Range", etag) != etag:
+        return None
+    match = _RANGE.match(request.headers.get("Range", "").strip())
     if match is None or match.groups() == ("", ""):
-        return 0, size
+        return None
     first, last = match.groups()
     if not first:
         return max(0, size - int(last)), size
     if last and int(last) < int(first):
-        return 0, size
+        return None
     return int(first), min(int(last) + 1, size) if last else size
