@@ -63,7 +63,7 @@ class Megalfs:
 
     def __init__(self, network: Network, directory: Path, model: Path, scenario: str) -> None:
         self.network, self.directory, self.model, self.scenario = network, directory, model, scenario
-        self.env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MEGALFS_DURABLE": "false", "NO_PROXY": "*", "MEGALFS_DISCOVER": "false",
+        self.env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MEGALFS_DURABLE": "false", "NO_PROXY": "*",
                     "MEGALFS_CONGESTION": "cubic", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
@@ -130,10 +130,15 @@ class Megalfs:
         seeder = f"{self.network.hosts[0].address}:{PORT}"
         records = []
         for index, process in self.processes.items():
-            self._say(index, "stop")
             assert process.stdout is not None
-            records.append(json.loads(process.stdout.readline()))
+            process.stdout.readline()  # "done": lingering has begun
+            self._say(index, "stop")
+            line = process.stdout.readline()
             process.wait()
+            if not line:
+                log = (self.directory / f"log{index}").read_text()[-2000:]
+                raise SystemExit(f"puller {index} ended with {process.returncode}: {log}")
+            records.append(json.loads(line))
         self.seeder.terminate()
         self.seeder.wait()
         received = sum(record["bytes_fetched"] for record in records)

@@ -46,7 +46,14 @@ async def main() -> None:
 
     threading.Thread(target=wait_for_stop, daemon=True).start()
     summary = await run_pull(
-        [oid], options, store=store, settings=settings, cwd=Path.cwd(), on_progress=lambda _: None, stop=stop
+        [oid],
+        options,
+        store=store,
+        settings=settings,
+        cwd=Path.cwd(),
+        on_progress=lambda _: None,
+        stop=stop,
+        on_done=lambda _: print("done", flush=True),
     )
     used = resource.getrusage(resource.RUSAGE_SELF)
     record = {
