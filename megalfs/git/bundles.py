@@ -72,13 +72,13 @@ def apply_bundles(mirror: Path, bundles: Sequence[Path], state: RepoState) -> No
     wanted = sorted(set(state.refs.values()))
     missing = set(wanted) - set(has_objects(mirror, wanted))
     if missing:
-        raise IntegrityError(
-            f"the bundles of {state.name!r} lack {min(missing)}, which its state names"
-        )
+        raise IntegrityError(f"the bundles of {state.name!r} lack {min(missing)}, which its state names")
     # What git fetched it walked; a state that names something in between must be whole as well.
-    known = f"--glob={_INCOMING}*"
-    stdin = "".join(f"{oid}\n" for oid in wanted).encode() + f"--not\n{known}\n--all\n".encode()
-    run_git(mirror, "rev-list", "--quiet", "--objects", "--stdin", stdin=stdin, error=IntegrityError)
+    stdin = "".join(f"{oid}\n" for oid in wanted).encode()
+    run_git(
+        mirror, "rev-list", "--quiet", "--objects", "--stdin", "--not", "--all",
+        stdin=stdin, error=IntegrityError,
+    )  # fmt: skip
     _set_refs(mirror, state)
 
 

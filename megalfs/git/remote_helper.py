@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -65,7 +66,7 @@ def _converse(url: str) -> int:
     parsed = RepoUrl.parse(url)
     if parsed.kind == "object":
         raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {parsed}")
-    while line := read_line(0):
+    while line := read_line(lambda: os.read(0, 1)):
         word, _, rest = line.partition(" ")
         if word == "capabilities":
             os.write(1, b"connect\n\n")
@@ -77,7 +78,7 @@ def _converse(url: str) -> int:
     return 0
 
 
-def read_line(fd: int) -> str:
+def read_line(read_octet: Callable[[], bytes]) -> str:
     """One line without its end; empty at the end of input or at an empty line.
 
     Raises:
@@ -87,7 +88,7 @@ def read_line(fd: int) -> str:
     while not line.endswith(b"\n"):
         if len(line) > LINE_BYTES_MAX:
             raise UsageError("a line that is too long for the protocol of remote helpers")
-        octet = os.read(fd, 1)
+        octet = read_octet()
         if not octet:
             break
         line += octet
@@ -147,7 +148,7 @@ def _check_answer(connection: socket.socket) -> None:
     """
     connection.settimeout(ANSWER_S_MAX)
     try:
-        answer = json.loads(read_line(connection.fileno()) or "{}")
+        answer = json.loads(read_line(lambda: connection.recv(1)) or "{}")
     except (TimeoutError, ValueError) as error:
         raise TemporaryError("the node of this root does not answer") from error
     connection.settimeout(None)

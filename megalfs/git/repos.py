@@ -10,7 +10,7 @@ from megalfs.core.identity import NodeKey
 from megalfs.core.refs import check_ref
 from megalfs.core.repo_state import check_description
 from megalfs.core.repoid import RepoId, parse_repo_name
-from megalfs.errors import NotFoundError, UsageError
+from megalfs.errors import BusyError, NotFoundError, UsageError
 from megalfs.git.gitcmd import run_git
 from megalfs.store.repos import Repo, Repos
 
@@ -41,14 +41,21 @@ def add_repository(
     Raises:
         NotFoundError: no such directory.
         UsageError: no complete repository with a commit, or a name or description that is refused.
-        BusyError: another repository here has that name.
+        BusyError: another repository here has that name, or that id.
     """
     check_description(description)
     git_dir = _git_dir(path)
     known = next((repo for repo in repos.all() if repo.path == str(git_dir) and not repo.is_external), None)
     root = known.root if known else _root_commit(git_dir)
+    repo_id = RepoId.of(root, own)
+    same = repos.find(repo_id)
+    if same is not None and not same.is_external and same.path != str(git_dir) and Path(same.path).exists():
+        raise BusyError(
+            f"{repo_id} is shared already, from {same.path!r}: both begin with the commit {root}",
+            hint="share one of the two, or megalfs repo remove it first",
+        )
     repo = Repo(
-        id=RepoId.of(root, own),
+        id=repo_id,
         name=parse_repo_name(name if name is not None else known.name if known else _name_of(git_dir)),
         creator=own,
         description=description or (known.description if known else ""),

@@ -49,7 +49,12 @@ _HOOK = """#!/bin/sh
 set -f
 who="$MEGALFS_PEER"
 if [ -n "$GIT_PUSH_CERT" ]; then
-    if [ "$GIT_PUSH_CERT_STATUS" != G ]; then
+    # G alone says little: git calls the signature of any SSH key good, and names no signer for those not listed.
+    listed=
+    case "$GIT_PUSH_CERT_STATUS $GIT_PUSH_CERT_SIGNER" in
+        "G did:key:z"*) grep -q -F -- "$GIT_PUSH_CERT_SIGNER namespaces=" "$MEGALFS_SIGNERS" && listed=yes ;;
+    esac
+    if [ -z "$listed" ]; then
         echo "megalfs: the push certificate is not signed by a key that may push here"
         exit 1
     fi
@@ -144,6 +149,7 @@ class GitServing:
         if service == "git-receive-pack":
             settings = (*SHARED_REFS, *self._push_settings(repo))
             more |= {"MEGALFS_PEER": str(peer), "MEGALFS_PUSH_LOG": str(self._log)}
+            more |= {"MEGALFS_SIGNERS": str(self._signers(repo))}
         process = await start_git(self.check_place(repo), *words, settings=settings, more=more)
         assert process.stdin is not None
         assert process.stdout is not None
@@ -162,8 +168,11 @@ class GitServing:
         if code and complaint:
             log.info("%s of %s for %s: %s", service, repo.name, peer, complaint)
 
+    def _signers(self, repo: Repo) -> Path:
+        return self._hooks / f"signers-{repo.id.digest.hex()}"
+
     def _push_settings(self, repo: Repo) -> list[Setting]:
-        signers = self._hooks / f"signers-{repo.id.digest.hex()}"
+        signers = self._signers(repo)
         keys = dict.fromkeys([repo.creator, *self._repos.writers(repo.id)])
         lines = [f'{key} namespaces="git" {ssh_public_key(key)}\n' for key in keys]
         write_atomic(signers, "".join(lines).encode())

@@ -40,7 +40,7 @@ SERVICE = "gossip"
 NEIGHBOURS_WANTED = 4
 NEIGHBOURS_MAX = 64
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 60.0
-SILENCE_INTERVALS = 4  # neighbours compare digests every interval
+SILENCE_INTERVALS, SILENCE_S_MIN = 4, 60.0  # neighbours compare digests every interval of theirs
 STALE_INTERVALS = 6
 QUEUE_FRAMES_MAX = 50_000
 RENEW_S = 1200.0  # a third of how long liveness is remembered
@@ -186,7 +186,7 @@ class GossipDriver:
         try:
             self._perform(self.gossip.connected(_now(), peer))
             while True:
-                async with asyncio.timeout(SILENCE_INTERVALS * self.interval_s):
+                async with asyncio.timeout(max(SILENCE_S_MIN, SILENCE_INTERVALS * self.interval_s)):
                     frame = await stream.receive()
                 if not frame:
                     return
