@@ -109,7 +109,7 @@ def make_model(directory: Path, *, size: int = 24 * MIB, name: str = "model.safe
 def manifest_of(path: Path) -> Manifest:
     """The true manifest of a file."""
     with path.open("rb") as file:
-        return hash_file(file.fileno(), os.fstat(file.fileno()).st_size)
+        return Manifest.decode(hash_file(file.fileno(), os.fstat(file.fileno()).st_size).encoded)
 
 
 def adopt(root: Path, path: Path, manifest: Manifest) -> None:
@@ -191,7 +191,7 @@ def _manifest_of_bytes(content: bytes) -> Manifest:
     fd = os.memfd_create("spliced")
     try:
         os.write(fd, content)
-        return hash_file(fd, len(content))
+        return Manifest.decode(hash_file(fd, len(content)).encoded)
     finally:
         os.close(fd)
 

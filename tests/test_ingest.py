@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import subprocess
 import sys
 import threading
 import tracemalloc
+from array import array
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import blake3
 import numpy as np
@@ -27,11 +31,15 @@ from helpers_store import (
 )
 
 from megalfs.core.chunker import DEFAULT_PROFILE, chunk_buffer
+from megalfs.core.ids import Oid
+from megalfs.core.manifest import Manifest
 from megalfs.core.tree import Tree
-from megalfs.errors import MegalfsError, NotFoundError, PolicyError, StoreError
+from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, StoreError
+from megalfs.formats.layout import Layout, Plain
+from megalfs.formats.manifest_fields import EncodedManifest
 from megalfs.store.cutting import SLOT_BYTES
 from megalfs.store.identity import ChangedError
-from megalfs.store.ingest import publish
+from megalfs.store.ingest import hash_file, publish
 from megalfs.store.publish_tree import publish_tree
 
 LARGE = 3 * SLOT_BYTES
@@ -91,6 +99,85 @@ def test_progress_adds_up_and_nothing_is_copied(tmp_path: Path) -> None:
         assert sum(seen) == LARGE
         stored = sum(entry.stat().st_size for entry in store.root.path.rglob("*") if entry.is_file())
     assert stored < 200_000
+
+
+def test_a_first_publish_does_not_import_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(safetensors_bytes({"t": random_bytes(LARGE)}))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from megalfs.store.root import Root; from megalfs.store.blobs import Store\n"
+        "from megalfs.store.ingest import publish\n"
+        "store = Store(Root.open(Path(sys.argv[1]), create=True))\n"
+        "early = {'numpy', 'cryptography', 'asyncio', 'aiohttp'}\n"
+        "publish(store, Path(sys.argv[2]), progress=lambda count: early.intersection_update(sys.modules))\n"
+        "print(sorted(early), 'numpy' in sys.modules)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "root"), str(path)],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    ).stdout  # fmt: skip
+    assert said == "[] False\n"
+
+
+def gguf_bytes() -> bytes:
+    """A GGUF file of one F32 vector."""
+    name, count = b"blk.0.weight", 300_000
+    header = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0)
+    header += struct.pack(f"<Q{len(name)}sIQIQ", len(name), name, 1, count, 0, 0)
+    return header + bytes(-len(header) % 32) + random_bytes(4 * count)
+
+
+ENCODED = {
+    "empty": b"",
+    "one byte": b"x",
+    "small": random_bytes(DEFAULT_PROFILE.min),
+    "plain": random_bytes(LARGE + 17),
+    "safetensors": safetensors_bytes({f"ä{i}": random_bytes(MIB + i, seed=i) for i in range(5)}),
+    "gguf": gguf_bytes(),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_the_manifest_is_the_one_that_a_decoder_writes(tmp_path: Path, name: str) -> None:
+    """Publishing has no numpy, pulling has; both must come to the same bytes, or ids would differ."""
+    path = tmp_path / "file"
+    path.write_bytes(ENCODED[name])
+    with path.open("rb") as file:
+        made = hash_file(file.fileno(), len(ENCODED[name]))
+    read = Manifest.decode(made.encoded, oid=made.oid)
+    again = replace(read)  # nothing cached: encodes anew, from arrays
+    assert again.encode() == made.encode() == made.encoded
+    assert (again.id, again.oid, again.size, again.piece_count) == (
+        made.id, made.oid, made.size, made.piece_count,
+    )  # fmt: skip
+    assert (name in ("safetensors", "gguf")) == (read.tensors is not None)
+    assert made.oid.raw == hashlib.sha256(ENCODED[name]).digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 11},
+        {"size": -1},
+        {"lengths": array("I", [10, 0])},
+        {"lengths": array("I", [10])},
+        {"lengths": array("I", [2 << 20, 10]), "size": (2 << 20) + 10},
+        {"blake3": bytes(32)},
+        {"sha256": bytes(96)},
+        {"states": bytes(32)},
+        {"layout": Layout("gguf", 11, ())},
+        {"size": 0, "lengths": array("I"), "blake3": b"", "sha256": b""},
+    ],
+)
+def test_columns_that_cannot_be_of_one_blob_are_not_encoded(change: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {
+        "oid": Oid(bytes(32)), "size": 10, "profile": DEFAULT_PROFILE, "layout": Plain("unknown-format"),
+        "lengths": array("I", [4, 6]), "blake3": bytes(64), "sha256": bytes(64), "states": b"",
+    }  # fmt: skip
+    assert EncodedManifest.of(**fields).piece_count == 2
+    with pytest.raises(IntegrityError, match="manifest of"):
+        EncodedManifest.of(**{**fields, **change})
 
 
 def test_a_second_publish_reads_nothing_and_does_not_import_numpy(tmp_path: Path) -> None:

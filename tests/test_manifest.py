@@ -20,6 +20,7 @@ from megalfs.core.chunker import Profile, chunk_buffer
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest, segment_count, state_count
 from megalfs.errors import IntegrityError, PolicyError, UsageError
+from megalfs.formats.digests import digests_from_bytes
 from megalfs.formats.layout import Layout, Plain, Tensor
 from megalfs.formats.profile import DEFAULT_PROFILE
 
@@ -31,14 +32,15 @@ def publish(blob: bytes, profile: Profile = DEFAULT_PROFILE) -> Manifest:
     ends, layout = chunk_buffer(blob, profile)
     hasher = megalfs_ext.ChainHasher()
     sha256 = hasher.update(blob, ends)
-    return Manifest.from_ends(
+    return Manifest(
         oid=Oid(hasher.digest()),
-        profile=profile,
+        size=len(blob),
+        profile=profile.id,
         layout=layout,
-        ends=ends,
-        blake3=megalfs_ext.blake3_many(blob, ends),
-        sha256=sha256,
-        states=hasher.states(),
+        lengths=np.diff(ends, prepend=np.uint64(0)).astype(np.uint32),
+        blake3=digests_from_bytes(megalfs_ext.blake3_many(blob, ends)),
+        sha256=digests_from_bytes(sha256),
+        states=digests_from_bytes(hasher.states()),
     )
 
 
@@ -398,14 +400,15 @@ def test_size_of_the_manifest_of_140_gb() -> None:
     count, size = 560_000, 140_000_000_000
     rng = np.random.default_rng(3)
     states = rng.bytes(32 * state_count(size))
-    made = Manifest.from_ends(
+    made = Manifest(
         oid=Oid(bytes(32)),
-        profile=DEFAULT_PROFILE,
+        size=size,
+        profile=DEFAULT_PROFILE.id,
         layout=Plain("unknown-format"),
-        ends=np.arange(1, count + 1, dtype=np.uint64) * np.uint64(size // count),
-        blake3=rng.bytes(32 * count),
-        sha256=rng.bytes(32 * count),
-        states=states,
+        lengths=np.full(count, size // count, np.uint32),
+        blake3=digests_from_bytes(rng.bytes(32 * count)),
+        sha256=digests_from_bytes(rng.bytes(32 * count)),
+        states=digests_from_bytes(states),
     )
     encoded = made.encode()
     print(f"manifest of {size} bytes: {len(encoded)} bytes, {count} chunks")

@@ -292,7 +292,7 @@ def test_rebase_keeps_what_both_manifests_name(tmp_path: Path, root: Root, manif
     path = tmp_path / "source"
     path.write_bytes(CONTENT)
     with path.open("rb") as file:
-        other = hash_file(file.fileno(), len(CONTENT), profile=SMALL)
+        other = Manifest.decode(hash_file(file.fileno(), len(CONTENT), profile=SMALL).encoded)
     assert other.id != manifest.id
     partial = Partial.create_or_resume(tmp_path / "target", manifest, root=root)
     held = Run(4, 12)
@@ -323,7 +323,7 @@ def test_a_resume_under_another_manifest_hashes_everything(
     path = tmp_path / "source"
     path.write_bytes(CONTENT)
     with path.open("rb") as file:
-        other = hash_file(file.fileno(), len(CONTENT), profile=SMALL)
+        other = Manifest.decode(hash_file(file.fileno(), len(CONTENT), profile=SMALL).encoded)
     with Partial.create_or_resume(tmp_path / "target", other, root=root) as partial:
         assert partial.candidates.is_full
         list(partial.recheck())

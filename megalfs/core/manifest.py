@@ -24,41 +24,37 @@ from numpy.typing import NDArray
 from megalfs.core.ids import ChunkId, ManifestId, Oid
 from megalfs.errors import IntegrityError, PolicyError, UsageError
 from megalfs.formats import columns, strict_json
-from megalfs.formats.digests import DIGEST_BYTES, Digests, SortedDigests, digests_from_bytes
-from megalfs.formats.layout import Layout, Plain, Tensor, layout_fault
-from megalfs.formats.limits import SIZE_MAX
+from megalfs.formats.digests import DIGEST_BYTES, Digests, SortedDigests
+from megalfs.formats.layout import Layout, Plain, Tensor
 from megalfs.formats.manifest_fields import (
+    EMPTY_OID,
+    MAGIC,
+    MANIFEST_BYTES_MAX,
+    SEGMENT_BYTES,
+    VERSION,
     ChunkColumns,
+    LengthSummary,
     chunks_from_json,
     chunks_to_json,
+    encode_manifest,
     layout_from_json,
     layout_to_json,
+    manifest_fault,
+    state_count,
     states_from_json,
     tensors_from_json,
     tensors_to_json,
 )
-from megalfs.formats.profile import Profile
 from megalfs.formats.strict_json import JsonFault, JsonValue
 
-__all__ = ["MANIFEST_BYTES_MAX", "SEGMENT_BYTES", "Manifest", "segment_count", "state_count"]
+__all__ = ["EMPTY_OID", "MANIFEST_BYTES_MAX", "SEGMENT_BYTES", "Manifest", "segment_count", "state_count"]
 
-SEGMENT_BYTES = 1 << 20  # DESIGN.md 4.2; the distance of two states
-MANIFEST_BYTES_MAX = 256 << 20  # research/eco.md 6.3, case 11; enough for 900 GB at the default profile
 MANIFEST_JSON_BYTES_MAX = 1 << 30  # four times the binary form
-CHUNKS_MAX = MANIFEST_BYTES_MAX // (4 + 2 * DIGEST_BYTES)
-MAGIC = b"megalfsM"
-VERSION = 1
-EMPTY_OID = Oid(hashlib.sha256(b"").digest())
 
 _COLUMNS = {"lengths": "<u4", "blake3": "|u1", "sha256": "|u1", "states": "|u1", "tensors": "|u1"}
 _OID = re.compile(r"[0-9a-f]{64}\Z")
 _FIELDS = frozenset({"layout", "oid", "profile", "size"})
 _JSON_FIELDS = _FIELDS | {"chunks", "states", "tensors", "version"}
-
-
-def state_count(size: int) -> int:
-    """How many states a blob of `size` bytes has: the k with 0 < k * 2**20 < size."""
-    return max(0, -(-size // SEGMENT_BYTES) - 1)
 
 
 def segment_count(size: int) -> int:
@@ -95,31 +91,6 @@ class Manifest:
         fault = self._fault()
         if fault is not None:
             raise IntegrityError(f"manifest of {self.oid}: {fault}")
-
-    @classmethod
-    def from_ends(
-        cls,
-        *,
-        oid: Oid,
-        profile: Profile,
-        layout: Layout | Plain,
-        ends: NDArray[np.uint64],
-        blake3: bytes,
-        sha256: bytes,
-        states: bytes,
-    ) -> Self:
-        """Builds from what the kernels return: chunk ends in bytes, and digests one after the other."""
-        starts = np.concatenate((np.zeros(1, np.uint64), ends[:-1])) if len(ends) else ends
-        return cls(
-            oid=oid,
-            size=int(ends[-1]) if len(ends) else 0,
-            profile=profile.id,
-            layout=layout,
-            lengths=(ends - starts).astype(np.uint32),
-            blake3=digests_from_bytes(blake3),
-            sha256=digests_from_bytes(sha256),
-            states=digests_from_bytes(states),
-        )
 
     @cached_property
     def id(self) -> ManifestId:
@@ -208,23 +179,16 @@ class Manifest:
 
     @cached_property
     def _encoded(self) -> bytes:
-        fields: dict[str, JsonValue] = {
-            "layout": layout_to_json(self.layout),
-            "oid": str(self.oid),
-            "profile": self.profile,
-            "size": self.size,
-        }
-        arrays: dict[str, NDArray[np.generic]] = {
-            "lengths": self.lengths.astype("<u4", copy=False),
-            "blake3": self.blake3,
-            "sha256": self.sha256,
-            "states": self.states,
-            "tensors": np.frombuffer(strict_json.encode(tensors_to_json(self.layout)), np.uint8),
-        }
-        encoded = columns.pack(MAGIC, VERSION, fields, arrays)
-        if len(encoded) > MANIFEST_BYTES_MAX:
-            raise UsageError(f"the manifest of {self.oid} has {len(encoded)} bytes", hint="use larger chunks")
-        return encoded
+        return encode_manifest(
+            oid=self.oid,
+            size=self.size,
+            profile=self.profile,
+            layout=self.layout,
+            lengths=np.ascontiguousarray(self.lengths, "<u4").data,
+            blake3=np.ascontiguousarray(self.blake3).data,
+            sha256=np.ascontiguousarray(self.sha256).data,
+            states=np.ascontiguousarray(self.states).data,
+        )
 
     @classmethod
     def decode(cls, encoded: bytes, *, oid: Oid | None = None) -> Self:
@@ -305,24 +269,18 @@ class Manifest:
         )
 
     def _fault(self) -> str | None:
-        if not 0 <= self.size <= SIZE_MAX:
-            return f"size {self.size}"
-        if not len(self.blake3) == len(self.sha256) == len(self.lengths) <= CHUNKS_MAX:
-            return f"{len(self.lengths)} lengths, {len(self.blake3)} chunk ids, {len(self.sha256)} digests"
-        if len(self.states) not in (0, state_count(self.size)):
-            return f"{len(self.states)} states instead of {state_count(self.size)}"
-        if self.size == 0 and self.oid != EMPTY_OID:
-            return "no bytes, but not the oid of no bytes"
-        fault = self._lengths_fault(Profile.parse(self.profile).max)
-        return fault or (layout_fault(self.layout, self.size) if isinstance(self.layout, Layout) else None)
-
-    def _lengths_fault(self, length_max: int) -> str | None:
+        least, most = (int(self.lengths.min()), int(self.lengths.max())) if len(self.lengths) else (0, 0)
         total = int(self.lengths.sum(dtype=np.uint64))
-        if total != self.size:
-            return f"chunks of {total} bytes in a blob of {self.size}"
-        if total and not 0 < int(self.lengths.min()) <= int(self.lengths.max()) <= length_max:
-            return f"a chunk of {self.lengths.min()} or {self.lengths.max()} bytes; the limit is {length_max}"
-        return "a chunk of no bytes" if total == 0 and len(self.lengths) else None
+        return manifest_fault(
+            oid=self.oid,
+            size=self.size,
+            profile=self.profile,
+            layout=self.layout,
+            lengths=LengthSummary(len(self.lengths), total, least, most),
+            blake3=len(self.blake3),
+            sha256=len(self.sha256),
+            states=len(self.states),
+        )
 
 
 def _refuse_unknown(fields: Mapping[str, JsonValue], known: frozenset[str]) -> None:

@@ -4,7 +4,7 @@
 
 The header lists every column under `columns`: name, numpy type string, shape. Reading makes numpy views of
 the input and parses no element. One content has one encoding: padding is zero, nothing trails, the header is
-canonical.
+canonical. Writing takes raw bytes and needs no numpy: a publisher has none.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from megalfs.errors import IntegrityError, PolicyError
 from megalfs.formats import strict_json
 from megalfs.formats.strict_json import JsonFault, JsonValue
+
+if TYPE_CHECKING:
+    import numpy as np
+    from _typeshed import ReadableBuffer
+    from numpy.typing import NDArray
 
 __all__ = ["ALIGNMENT", "HEADER_BYTES_MAX", "Column", "Columns", "pack", "unpack"]
 
@@ -53,20 +56,22 @@ class Columns:
 
 
 def pack(
-    magic: bytes, version: int, fields: Mapping[str, JsonValue], arrays: Mapping[str, NDArray[np.generic]]
+    magic: bytes,
+    version: int,
+    fields: Mapping[str, JsonValue],
+    columns: Mapping[Column, ReadableBuffer],
 ) -> bytes:
-    """Writes columns in the order given."""
-    columns: list[JsonValue] = [
-        {"dtype": array.dtype.str, "name": name, "shape": list(array.shape)} for name, array in arrays.items()
+    """Writes columns in the order given, each from its contiguous little-endian bytes."""
+    plan: list[JsonValue] = [
+        {"dtype": column.dtype, "name": column.name, "shape": list(column.shape)} for column in columns
     ]
-    header = strict_json.encode({**fields, "columns": columns})
+    header = strict_json.encode({**fields, "columns": plan})
     assert len(header) <= HEADER_BYTES_MAX
-    parts: list[bytes | memoryview] = [_PREAMBLE.pack(magic, version, len(header)), header]
+    parts: list[ReadableBuffer] = [_PREAMBLE.pack(magic, version, len(header)), header]
     parts.append(bytes(-(_PREAMBLE.size + len(header)) % ALIGNMENT))
-    for array in arrays.values():
-        assert array.dtype.str in _ITEM_BYTES
-        parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        parts.append(bytes(-array.nbytes % ALIGNMENT))
+    for column, content in columns.items():
+        assert memoryview(content).nbytes == column.byte_count
+        parts += (content, bytes(-column.byte_count % ALIGNMENT))
     return b"".join(parts)
 
 
@@ -77,6 +82,8 @@ def unpack(magic: bytes, version: int, data: bytes) -> Columns:
         IntegrityError: anything that `pack` would not have written.
         PolicyError: another version.
     """
+    import numpy as np
+
     header, position = _read_header(magic, version, data)
     columns = _read_plan(header.pop("columns", None))
     spans = []

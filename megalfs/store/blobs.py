@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from megalfs.core.manifest import Manifest
     from megalfs.core.names import SignedName
     from megalfs.core.signing import ManifestSignature
+    from megalfs.formats.manifest_fields import EncodedManifest
     from megalfs.store.chunks import DigestKind
     from megalfs.store.find_chunk import ChunkFinder
     from megalfs.store.gc import GcReport
@@ -142,7 +143,7 @@ class Store:
     def adopt(
         self,
         path: Path,
-        manifest: Manifest,
+        manifest: Manifest | EncodedManifest,
         *,
         identity: Identity | None = None,
         signatures: Iterable[ManifestSignature] = (),

@@ -7,10 +7,10 @@ moved only there (at most one chunk per window) and every call sees one contiguo
 from __future__ import annotations
 
 import os
+from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 import megalfs_ext
 from megalfs.core.chunker import (
@@ -29,8 +29,6 @@ from megalfs.store.identity import ChangedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from numpy.typing import NDArray
-
 __all__ = ["SLOT_BYTES", "Window", "cut_windows", "read_file_layout", "slot_bytes"]
 
 SLOT_BYTES = (
@@ -44,10 +42,14 @@ class Window:
     """Whole chunks of a file. `view` is valid until its slot is used again."""
 
     view: memoryview
-    ends: NDArray[np.uint64]  # bytes from the start of the view
+    ends: array[int]  # bytes from the start of the view
     blake3: bytes
     base: int  # where the view starts in the file
     slot: bytearray
+
+    def lengths(self) -> list[int]:
+        """The chunks' lengths in bytes."""
+        return [end - start for start, end in pairwise((0, *self.ends))]
 
 
 def slot_bytes(profile: Profile = DEFAULT_PROFILE) -> int:
@@ -96,8 +98,8 @@ def cut_windows(
         if not filled:
             raise ChangedError(f"the file shrank to {offset} bytes while it was read")
         window = view[start : head + filled]
-        ends = chunker.push(window, base, is_final=offset == size) - np.uint64(base)
+        ends = array("Q", [end - base for end in chunker.push(window, base, is_final=offset == size)])
         decided = chunker.position - base
         rest = window[decided:]
         chunks = window[:decided]
-        yield Window(chunks, ends, megalfs_ext.blake3_many(chunks, ends.data), base, slot)
+        yield Window(chunks, ends, megalfs_ext.blake3_many(chunks, ends), base, slot)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from array import array
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,8 @@ from megalfs.store.identity import ChangedError, Identity, open_regular, settle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from megalfs.core.chunker import Layout, Plain, Profile
-    from megalfs.core.manifest import Manifest
+    from megalfs.core.chunker import Profile
+    from megalfs.formats.manifest_fields import EncodedManifest
     from megalfs.store.blobs import Store
     from megalfs.store.cutting import Window
 
@@ -108,55 +109,37 @@ def _ingest(store: Store, path: Path, progress: Callable[[int], None] | None) ->
 
 def hash_file(
     fd: int, size: int, *, profile: Profile | None = None, progress: Callable[[int], None] | None = None
-) -> Manifest:
-    """The manifest of an open file, from one read of it.
+) -> EncodedManifest:
+    """The manifest of an open file, from one read of it. Imports no numpy: that takes 100 ms.
 
     Raises:
         ChangedError: it has fewer than `size` bytes.
     """
     from megalfs.core.chunker import DEFAULT_PROFILE
+    from megalfs.formats.manifest_fields import EncodedManifest
     from megalfs.store.cutting import cut_windows, read_file_layout, slot_bytes
 
     profile = profile or DEFAULT_PROFILE
     layout = read_file_layout(fd, size, profile)
-    columns = Columns()
+    lengths, blake3 = array("I"), bytearray()
     with ChainThread(SLOTS if size > slot_bytes(profile) else 1, slot_bytes(profile)) as chain:
         for window in cut_windows(fd, size, layout, profile, chain.take_slot):
-            columns.add(window)
             chain.put(window)
+            lengths.extend(window.lengths())
+            blake3 += window.blake3
             if progress is not None:
                 progress(len(window.view))
         chain.finish()
-    return columns.manifest(profile, layout, chain)
-
-
-class Columns:
-    """What is kept of each chunk while the file passes: 40 bytes here, 32 in the chain."""
-
-    def __init__(self) -> None:
-        self.ends = bytearray()
-        self.blake3 = bytearray()
-
-    def add(self, window: Window) -> None:
-        """Appends the chunks of one window."""
-        self.ends += (window.ends + window.ends.dtype.type(window.base)).tobytes()
-        self.blake3 += window.blake3
-
-    def manifest(self, profile: Profile, layout: Layout | Plain, chain: ChainThread) -> Manifest:
-        """Everything together."""
-        import numpy as np
-
-        from megalfs.core.manifest import Manifest
-
-        return Manifest.from_ends(
-            oid=Oid(chain.hasher.digest()),
-            profile=profile,
-            layout=layout,
-            ends=np.frombuffer(self.ends, "<u8").astype(np.uint64),
-            blake3=bytes(self.blake3),
-            sha256=bytes(chain.sha256),
-            states=chain.hasher.states(),
-        )
+    return EncodedManifest.of(
+        oid=Oid(chain.hasher.digest()),
+        size=size,
+        profile=profile,
+        layout=layout,
+        lengths=lengths,
+        blake3=blake3,
+        sha256=chain.sha256,
+        states=chain.hasher.states(),
+    )
 
 
 class ChainThread:
@@ -202,7 +185,7 @@ class ChainThread:
     def _run(self) -> None:
         try:
             while (window := self._full.get()) is not None:
-                self.sha256 += self.hasher.update(window.view, window.ends.data)
+                self.sha256 += self.hasher.update(window.view, window.ends)
                 self._free.put(window.slot)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for slots
             self._free.put(error)
