@@ -75,9 +75,13 @@ class Session:
 
     def send(self, message: Message) -> None:
         """Queues one control message; a peer that reads nothing is closed."""
+        self.send_encoded(encode(message))
+
+    def send_encoded(self, frame: bytes) -> None:
+        """As `send`, for news that many peers get: encoded once."""
         if self.is_closed:
             return
-        self.writer.write(encode(message))
+        self.writer.write(frame)
         transport = self.writer.transport
         if transport.get_write_buffer_size() > CONTROL_QUEUE_BYTES_MAX:
             self.close("does not read what it is sent")

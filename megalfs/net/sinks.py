@@ -81,13 +81,23 @@ class Receiver:
         self._buffer = buffer
         self._progress = progress
 
-    def receive(self, fill: Fill, sink: Sink, first: int, count: int) -> bool:
+    def receive(
+        self,
+        fill: Fill,
+        sink: Sink,
+        first: int,
+        count: int,
+        *,
+        verified: Callable[[ManifestId, int, int], None] | None = None,
+    ) -> bool:
         """Receives pieces `first` .. `first + count`; False when some had wrong bytes (the rest is not read).
 
         Args:
             fill: fills the whole view with the next bytes of the run, or raises; tells on slow links how many
                 bytes have come since it last told.
+            verified: told in place of the progress's own.
         """
+        report = verified or self._progress.verified
         manifest = sink.manifest
         offsets = manifest.offsets
         piece = reported = first
@@ -103,7 +113,8 @@ class Receiver:
                 view, manifest.lengths[piece:stop].data, manifest.blake3[piece:stop].data
             )
             if bad:
-                self._report(manifest.id, reported, piece)
+                if piece > reported:
+                    report(manifest.id, reported, piece - reported)
                 self._progress.corrupt(manifest.id, [piece + index for index in bad])
                 return False
             sink.write(start, view)
@@ -111,10 +122,6 @@ class Receiver:
             now = time.monotonic()
             pending = int(offsets[piece] - offsets[reported])
             if piece == end or pending >= REPORT_BYTES or now - reported_at >= REPORT_INTERVAL_S:
-                self._report(manifest.id, reported, piece)
+                report(manifest.id, reported, piece - reported)
                 reported, reported_at = piece, now
         return True
-
-    def _report(self, manifest_id: ManifestId, first: int, stop: int) -> None:
-        if stop > first:
-            self._progress.verified(manifest_id, first, stop - first)

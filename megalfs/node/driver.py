@@ -15,6 +15,7 @@ from random import Random
 from typing import Protocol, assert_never
 
 from megalfs.core.bitfield import Bitfield
+from megalfs.core.codec import encode
 from megalfs.core.effects import Ban, Cancel, Completed, Effect, Fetch, PeerId, Send, Serve
 from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
@@ -115,6 +116,8 @@ class SwarmDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._is_draining = False
+        self._encoded_message: SwarmMessage | None = None
+        self._encoded = b""
         self.swarm = Swarm(
             manifest.id, manifest.lengths, have=have, params=params, rng=rng, now=self._loop.time()
         )
@@ -275,6 +278,14 @@ class SwarmDriver:
         """A DATA header came."""
         self._arriving(PeerId(session.id), first, count)
 
+    def arrived(self, session: Session, first: int, count: int) -> None:
+        """A run of one granule came and is verified and in the partial: header and end in one report."""
+        session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
+        peer = PeerId(session.id)
+        if peer in self.names and not self._is_closed:
+            self.swarm.receiving(peer, first, count, now=self._loop.time())
+            self._verified(peer, first, count)
+
     def verified(self, session: Session, first: int, count: int) -> None:
         """Pieces from a node are verified and in the partial."""
         session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
@@ -364,7 +375,9 @@ class SwarmDriver:
         match effect:
             case Send(peer, message):
                 if (session := self._sessions.get(peer)) is not None:
-                    session.send(message)
+                    if message is not self._encoded_message:
+                        self._encoded_message, self._encoded = message, encode(message)
+                    session.send_encoded(self._encoded)
             case Fetch(peer, first, count):
                 self._fetch(peer, first, count)
             case Cancel(peer, first, count):
