@@ -14,12 +14,14 @@ from megalfs.cli.arguments import (
     seconds,
 )
 from megalfs.cli.ui import rate_text, share_text, size_text, time_text
+from megalfs.errors import MegalfsError
 
 if TYPE_CHECKING:
     import asyncio
 
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
+    from megalfs.git.worktree import WorkTreePull
     from megalfs.node.api import PullOptions, PullSummary
 
 __all__ = ["add_commands"]
@@ -79,6 +81,14 @@ def add_commands(commands: Commands) -> None:
         default="auto",
         help="how a file that is on this disk already gets to DEST",
     )
+    for name, text in (("include", "only these paths of a git work tree"), ("exclude", "not these paths")):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"{text}; as git lfs pull reads it",
+        )
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what each TARGET is")
     add_sharing(parser, listen_help="where to share meanwhile (ports 7427-7447, then any)")
 
@@ -89,18 +99,25 @@ def _pull(context: Context) -> int:
     settings = context.settings()
     from megalfs.cli.progress import Progress
     from megalfs.cli.running import run_until_signal
+    from megalfs.git.worktree import WorkTreePull
     from megalfs.node.api import run_pull
 
+    args = context.args
+    plan = None
+    if args.output is None:
+        plan = WorkTreePull.plan(args.targets, include=args.include, exclude=args.exclude, settings=settings)
     with context.store(create=True) as store, Progress(context.ui, "pull") as progress:
 
         def show(summary: PullSummary) -> None:
             progress.close()
+            if plan is not None:
+                plan.settle(store)
             _print(context, summary)
 
         async def work(stop: asyncio.Event) -> PullSummary:
             return await run_pull(
-                context.args.targets,
-                _options(context),
+                plan.targets if plan is not None else args.targets,
+                _options(context, plan),
                 store=store,
                 settings=settings,
                 cwd=Path.cwd(),
@@ -109,17 +126,25 @@ def _pull(context: Context) -> int:
                 on_done=show,
             )
 
-        return run_until_signal(context.ui, work).exit_code
+        if plan is not None:
+            plan.prepare(store)
+        try:
+            return run_until_signal(context.ui, work).exit_code
+        except MegalfsError:
+            if plan is not None:
+                plan.settle(store)  # what did arrive
+            raise
 
 
-def _options(context: Context) -> PullOptions:
+def _options(context: Context, plan: WorkTreePull | None) -> PullOptions:
     from megalfs.node.api import PullOptions
 
     args = context.args
     return PullOptions(
         dest=args.output,
-        peers=tuple(args.peer),
-        trackers=tuple(args.tracker),
+        peers=(*args.peer, *(plan.sources.peers if plan else ())),
+        trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
+        strangers=plan.sources.strangers if plan else frozenset(),
         origins=tuple(args.origin),
         keys=frozenset(args.key),
         force=args.force,

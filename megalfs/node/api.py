@@ -52,6 +52,7 @@ class PullOptions:
     dest: Path | None = None
     peers: tuple[HostPort, ...] = ()
     trackers: tuple[str, ...] = ()
+    strangers: frozenset[str] = frozenset()  # `host:port` that only a repository named: see net.http
     origins: tuple[str, ...] = ()
     keys: frozenset[NodeKey] = frozenset()
     force: bool = False
@@ -148,6 +149,7 @@ async def run_pull(
     node = Node(store, settings, _identity(store, create=False), proxies=options.proxies)
     is_on_its_own = not (options.peers or options.trackers or options.origins or settings.peers)
     uses_lan = is_on_its_own and not settings.trackers and settings.discover and options.discover
+    node.peer_http.strangers.update(options.strangers)
     pulls = PullSet(node, options, cwd, uses_lan=uses_lan)
     names = NameSources(
         node.peer_http,
