@@ -124,13 +124,13 @@ def test_malformed_announcements(old: bytes, new: bytes) -> None:
 def test_frames_round_trip_and_refuse() -> None:
     for each in (
         Announce(16, bytes(64), b"{}"),
-        Digest(b"d" * 32),
+        Digest(b"d" * 32, 10_000),
         Have(((FAR.public, b"d" * 32),)),
         Want((FAR.public, PEER.public)),
     ):
         assert decode(encode(each)) == each
     assert decode(b"\xf0whatever") is None
-    for bad in (b"", b"\1\0", b"\1\0" + bytes(65), b"\1\xff" + bytes(65), b"\2" + bytes(31), b"\3", b"\3" + bytes(63),
+    for bad in (b"", b"\1\0", b"\1\0" + bytes(65), b"\1\xff" + bytes(65), b"\2" + bytes(35), b"\3", b"\3" + bytes(63),
                 b"\4" + bytes(33), b"\4" + bytes(32 * 513), b"\1\1" + bytes(64 + PAYLOAD_BYTES_MAX + 1)):  # fmt: skip
         with pytest.raises(RemoteProtocolError):
             decode(bad)
@@ -196,7 +196,7 @@ def test_forged_oversized_and_malformed_are_counted_and_end_the_link(gossip: Gos
 
 
 def test_rates_are_bounded(gossip: Gossip) -> None:
-    digest = encode(Digest(gossip.digest))
+    digest = encode(Digest(gossip.digest, 10_000))
     for _ in range(30_000):
         gossip.receive(NOW, PEER.public, digest)
     assert gossip.counters["too_many"] == 10_000

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from megalfs.cli.local_node import ask_node, running_node
 from megalfs.cli.ui import rate_text, share_text, size_text, time_text
-from megalfs.errors import NotFoundError
+from megalfs.errors import NotFoundError, TemporaryError
 
 if TYPE_CHECKING:
     from megalfs.cli.context import Context
-    from megalfs.store.root import Root
+    from megalfs.store.root import Root, RunningNode
 
 __all__ = ["list_nodes", "show_status"]
 
@@ -47,14 +48,38 @@ def list_nodes(context: Context) -> int:
     nodes: list[Fields] = [{"node": f"{state['host']}:{state['port']}", "key": state["key"], "self": True}]
     peers = {str(peer["peer"]): peer for swarm in _each(state, "swarms") for peer in _each(swarm, "peers")}
     nodes += [{"node": name, "tier": peer["tier"], "self": False} for name, peer in sorted(peers.items())]
+    nodes += _gossiped(root, running)
     for node in nodes:
         if context.ui.is_json:
             context.ui.record(node)
         else:
             context.ui.result(
-                f"{node['node']} {node.get('key') or node.get('tier')}{' (self)' * bool(node['self'])}"
+                " ".join(
+                    str(part)
+                    for part in (node["node"], node.get("key"), node.get("alias"), node.get("tier"))
+                    if part
+                )
+                + " (self)" * bool(node["self"])
             )
     return 0
+
+
+def _gossiped(root: Root, running: RunningNode) -> list[Fields]:
+    """Nodes known by gossip; a tracker and `seed` have none."""
+    with suppress(TemporaryError):
+        state = ask_node(root, running, "/v1/local/p2p/nodes")
+        return [
+            {
+                "node": " ".join(cast("list[str]", each["addresses"])) or "-",
+                "key": each["key"],
+                "alias": each["alias"],
+                "tier": "neighbour" if each["neighbour"] else "stale" if each["stale"] else "gossip",
+                "stale": each["stale"],
+                "self": False,
+            }
+            for each in _each(state, "nodes")
+        ]
+    return []
 
 
 def _state(root: Root) -> Fields:

@@ -30,6 +30,7 @@ __all__ = ["Drop", "Effect", "Gossip", "GossipParams", "Learned", "Send"]
 FUTURE_S_MAX = 600.0  # clocks that nobody set
 AGE_S_MAX = 3600.0  # liveness is forgotten then; owners renew it thrice as often
 ASK_AGAIN_S = 60.0  # for what a neighbour said it had and did not give
+INTERVAL_S_MAX = 600.0  # who says less often than that is asked to say it elsewhere
 ORIGINS_MAX = 10_000
 SUBJECTS_MAX = 5_000  # of one key and kind
 SEEN_MAX = 200_000
@@ -45,6 +46,7 @@ class GossipParams:
 
     ttl: int = 16
     seen_s: float = 300.0
+    interval_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class _Peer:
     messages: Bucket
     octets: Bucket
     gifts: Bucket
+    interval_s: float = 10.0
     faults: int = 0
     asked: dict[tuple[NodeKey, bytes], float] = field(default_factory=dict)
 
@@ -115,6 +118,10 @@ class Gossip:
         """The neighbours."""
         return tuple(self._peers)
 
+    def interval_of(self, peer: NodeKey) -> float:
+        """How often a neighbour says something."""
+        return self._peers[peer].interval_s
+
     def known(self, kind: Kind) -> list[Announcement]:
         """The newest announcements of one kind, of all keys and subjects."""
         return [
@@ -147,7 +154,7 @@ class Gossip:
             Bucket.full(PEER_BYTES_S, PEER_BYTES_BURST, now),
             Bucket.full(PEER_MESSAGES_S, PEER_MESSAGES_BURST, now),
         )
-        effects: list[Effect] = [Send(peer, encode(Digest(self.digest)))]
+        effects: list[Effect] = [Send(peer, self._digest_frame())]
         effects += [Send(peer, _frame(each, ttl=1)) for each in self.known("node")]
         return effects
 
@@ -166,7 +173,7 @@ class Gossip:
         """An interval passed: what is too old is forgotten, neighbours hear our digest."""
         self._seen = {each: at for each, at in self._seen.items() if now - at < self._params.seen_s}
         self._forget(now)
-        frame = encode(Digest(self.digest))
+        frame = self._digest_frame()
         self.counters["sent"] += len(self._peers)
         return [Send(peer, frame) for peer in self._peers]
 
@@ -184,7 +191,8 @@ class Gossip:
             match message:
                 case Announce():
                     return self._announced(now, peer, message)
-                case Digest(digest):
+                case Digest(digest, interval_ms):
+                    state.interval_s = min(interval_ms / 1000, INTERVAL_S_MAX)
                     return self._compare(peer, digest)
                 case Have(digests):
                     return self._ask(now, peer, state, digests)
@@ -293,6 +301,9 @@ class Gossip:
             if not origin.known and key != self._own:
                 del self._origins[key]
                 self._digest = None
+
+    def _digest_frame(self) -> bytes:
+        return encode(Digest(self.digest, int(self._params.interval_s * 1000)))
 
     # --- comparing with a neighbour ----------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What neighbours say to each other, one message a frame of a link: u8 type, then
 
     1 announce  u8 hops that it may still travel, 64 bytes signature, payload
-    2 digest    32 bytes: everything that this node knows, but for who is there
+    2 digest    32 bytes: everything that this node knows, but for who is there; u32 milliseconds to the next one
     3 have      (32 bytes key, 32 bytes digest of what is known of that key), at least one
     4 want      (32 bytes key), at least one
 
@@ -38,9 +38,10 @@ class Announce:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """All that a node knows, in one number."""
+    """All that a node knows, in one number; a neighbour that misses several in a row is gone."""
 
     digest: bytes
+    interval_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def encode(frame: Frame) -> bytes:
     match frame:
         case Announce(ttl, signature, payload):
             return bytes((_ANNOUNCE, ttl)) + signature + payload
-        case Digest(digest):
-            return bytes((_DIGEST,)) + digest
+        case Digest(digest, interval_ms):
+            return bytes((_DIGEST,)) + digest + interval_ms.to_bytes(4, "big")
         case Have(digests):
             return bytes((_HAVE,)) + b"".join(key.raw + digest for key, digest in digests)
         case Want(keys):
@@ -90,9 +91,9 @@ def decode(frame: bytes) -> Frame | None:
             raise RemoteProtocolError(f"an announcement of {len(frame)} bytes")
         return Announce(frame[1], frame[2:_ANNOUNCE_HEAD], frame[_ANNOUNCE_HEAD:])
     if kind == bytes((_DIGEST,)):
-        if len(body) != DIGEST_BYTES:
+        if len(body) != DIGEST_BYTES + 4:
             raise RemoteProtocolError(f"a digest of {len(body)} bytes")
-        return Digest(body)
+        return Digest(body[:DIGEST_BYTES], int.from_bytes(body[DIGEST_BYTES:], "big"))
     if kind == bytes((_HAVE,)):
         return Have(tuple((NodeKey(each[:KEY_BYTES]), each[KEY_BYTES:]) for each in _parts(body, 64)))
     if kind == bytes((_WANT,)):

@@ -15,6 +15,7 @@ from megalfs.git.local_api import LocalApi
 from megalfs.git.objects import SharedObjects
 from megalfs.git.repo_sync import RepoSync
 from megalfs.git.serving import SERVICES, GitServing
+from megalfs.git.smart_http import SmartHttp
 from megalfs.node.gossip_driver import STALE_INTERVALS
 from megalfs.node.p2p import P2p, P2pOptions
 from megalfs.store.repos import Repos
@@ -43,8 +44,9 @@ class RepoLayer:
         self.p2p.register("object", self.objects.handle)
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
-        """For this user's commands; all but the first need the root's token."""
+        """Repositories for everybody; what is local needs the root's token."""
         return [
+            *SmartHttp(self.repos, self.serving, self.objects).routes(),
             web.get("/v1/local/p2p/nodes", self._nodes),
             web.post("/v1/local/p2p/wake", self._wake),
             web.post("/v1/local/p2p/sync/{repo}", self._sync),

@@ -35,7 +35,7 @@ __all__ = ["QuicCarrier", "QuicLink", "QuicListener"]
 DATAGRAM_BYTES = 1350
 WINDOW_BYTES = 4 << 20
 IDLE_S_MAX = 60.0
-DIAL_S_MAX = 5.0  # nobody refuses a datagram: silence is the only sign that nobody listens
+DIAL_S_MAX = 3.0  # nobody refuses a datagram: silence is the only sign that nobody listens
 STREAMS_MAX = 256
 SOCKET_BYTES = 4 << 20  # the kernel's default of 208 KiB loses datagrams (research/p2pgit.md 5.1)
 # A QUIC server hears of a stream by its first byte; the server speaks first on ours, so we open with this one.

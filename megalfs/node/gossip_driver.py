@@ -40,7 +40,7 @@ SERVICE = "gossip"
 NEIGHBOURS_WANTED = 4
 NEIGHBOURS_MAX = 64
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 60.0
-SILENCE_INTERVALS, SILENCE_S_MIN = 4, 60.0  # neighbours compare digests every interval of theirs
+SILENCE_INTERVALS, SILENCE_S_MIN = 4, 3.0  # neighbours compare digests every interval of theirs
 STALE_INTERVALS = 6
 QUEUE_FRAMES_MAX = 50_000
 RENEW_S = 1200.0  # a third of how long liveness is remembered
@@ -70,7 +70,14 @@ class GossipDriver:
 
     def __init__(self, node: Node, p2p: P2p, who_am_i: WhoAmI) -> None:
         settings = node.settings
-        self.gossip = Gossip(p2p.key, GossipParams(ttl=settings.gossip_ttl, seen_s=settings.gossip_seen_s))
+        self.gossip = Gossip(
+            p2p.key,
+            GossipParams(
+                ttl=settings.gossip_ttl,
+                seen_s=settings.gossip_seen_s,
+                interval_s=settings.gossip_interval_s,
+            ),
+        )
         self.interval_s = settings.gossip_interval_s
         self.listener: Listener = lambda _: None
         self._node = node
@@ -186,7 +193,8 @@ class GossipDriver:
         try:
             self._perform(self.gossip.connected(_now(), peer))
             while True:
-                async with asyncio.timeout(max(SILENCE_S_MIN, SILENCE_INTERVALS * self.interval_s)):
+                silence_s = max(SILENCE_S_MIN, SILENCE_INTERVALS * self.gossip.interval_of(peer))
+                async with asyncio.timeout(silence_s):
                     frame = await stream.receive()
                 if not frame:
                     return

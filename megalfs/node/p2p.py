@@ -40,6 +40,7 @@ DEFAULT_ADDR = HostPort("0.0.0.0", 9000)  # noqa: S104 - the system we come from
 PORT_TRIES = 16  # TCP and UDP must have the same number; another program may hold one of them
 ADDRESSES_TRIED_MAX = 8
 NOTE_S = 300.0
+SILENT_S = 30.0
 _ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 _ELSEWHERE = "192.0.2.1"  # TEST-NET-1: whatever the default route is
 
@@ -77,6 +78,7 @@ class P2p:
         self._repos = repos
         self._handlers: dict[str, Handler] = {}
         self._listeners: list[Listener] = []
+        self._silent: dict[HostPort, float] = {}
         self._noted: dict[NodeKey, float] = {}
         self._writes: set[asyncio.Task[None]] = set()
         directory = options.certificates or node.store.root.host
@@ -254,10 +256,12 @@ class P2p:
             )
         failure: MegalfsError | None = None
         for address in tried:
-            for name in (via,) if via else sorted(self._carriers, key=lambda each: each != prefer):
+            for name in self._carriers_for(address, via=via, prefer=prefer):
                 try:
                     link = await self._carriers[name].dial(address, key)
                 except MegalfsError as error:
+                    if name == "quic":
+                        self._silent[address] = asyncio.get_running_loop().time()
                     # On UDP silence has no reason to tell: TLS says more.
                     failure = failure if name == "quic" and failure else error
                     continue
@@ -267,3 +271,12 @@ class P2p:
                     await link.close()
                     raise
         raise failure or TemporaryError(f"cannot reach {key.peer_id}")
+
+    def _carriers_for(self, address: HostPort, *, via: str | None, prefer: str) -> list[str]:
+        """The preferred one first; silence on UDP costs seconds, so an address that was silent is spared a while."""
+        now = asyncio.get_running_loop().time()
+        self._silent = {each: at for each, at in self._silent.items() if now - at < SILENT_S}
+        if via is not None:
+            return [via]
+        names = sorted(self._carriers, key=lambda each: each != prefer)
+        return [name for name in names if name != "quic" or address not in self._silent]
