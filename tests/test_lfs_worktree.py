@@ -94,6 +94,29 @@ def test_some_that_nobody_has_and_some_that_the_index_does_not_know(new_person: 
     assert sorted(status) == [" M a.bin", "?? data/lost.bin"]
 
 
+def test_prune_removes_only_what_others_show(new_person: NewPerson) -> None:
+    """`git lfs prune --verify-remote` would have removed both without asking anybody."""
+    ann, bob, clone = pushed(new_person)
+    work = ann.directory / "work"
+    bob.git("lfs", "pull", "--include", "a.bin", cwd=clone)
+    ann.environ["GIT_COMMITTER_DATE"] = "2020-01-01T00:00:00Z"
+    ann.git("rm", "-q", *FILES, cwd=work)
+    ann.git("commit", "-qm", "nothing", cwd=work)
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    held = objects_in(work / ".git")
+    ann.git("config", "megalfs.peer", bob.address, cwd=work)
+    ann.git("config", "--add", "megalfs.peer", ann.address, cwd=work)  # this node itself is no copy
+    prune = ("lfs", "prune", "--verify-swarm", "--min-copies")
+    assert "would remove 1 of 3" in ann.ok(*prune, 1, "--dry-run", cwd=work).err
+    assert "removed 0 of 3" in ann.ok(*prune, 2, cwd=work).err
+    assert objects_in(work / ".git") == held
+    done = ann.ok(*prune, 1, cwd=work)
+    assert objects_in(work / ".git") == held - {oid_of(FILES["a.bin"])}
+    assert not (ann.root / "lfs" / oid_of(FILES["a.bin"])).exists()
+    assert done.err.count("kept ") == 2
+    assert ann.run("lfs", "prune", cwd=work).code == 2
+
+
 @pytest.mark.parametrize("version", [2, 4])
 @pytest.mark.parametrize("object_format", ["sha1", "sha256"])
 def test_an_index_of_every_kind(new_person: NewPerson, version: int, object_format: str) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands"]
 
+PRUNE_S_MAX = 600.0
+
 
 def add_commands(commands: Commands) -> None:
     """Adds the commands of this family."""
@@ -31,6 +33,7 @@ def add_commands(commands: Commands) -> None:
         scope.add_argument("--system", action="store_true", help="for all users of this machine")
         scope.add_argument("--local", action="store_true", help="for this repository only")
     _add_init_repo(actions)
+    _add_prune(actions)
     token = add_command(actions, "token", _token, "who may push to this node's LFS server")
     token.add_argument(
         "name", nargs="?", metavar="NAME", help="makes a token for NAME; without, lists the names"
@@ -75,6 +78,17 @@ def _add_init_repo(actions: Commands) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace the LFS server that the repository names"
     )
+
+
+def _add_prune(actions: Commands) -> None:
+    parser = add_command(actions, "prune", _prune, "remove objects that git no longer needs and others hold")
+    parser.add_argument(
+        "--verify-swarm", action="store_true", required=True, help="ask every peer and tracker that is known"
+    )
+    parser.add_argument(
+        "--min-copies", type=int, default=2, metavar="N", help="how many other nodes must have it (2)"
+    )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be removed")
 
 
 def _scope(context: Context) -> Scope:
@@ -122,6 +136,45 @@ def _init_repo(context: Context) -> int:
         context.ui.note(
             "no tracker or peer is named: clones find objects only where their user's settings lead"
         )
+    return 0
+
+
+def _prune(context: Context) -> int:
+    from megalfs.cli.local_node import post_node, running_node
+    from megalfs.cli.ui import size_text
+    from megalfs.errors import UsageError
+    from megalfs.git.worktree import WorkTree
+
+    args, ui, root = context.args, context.ui, context.root(create=False)
+    tree = WorkTree.find(Path.cwd())
+    if tree is None:
+        raise UsageError("no git work tree here")
+    if args.min_copies < 1:
+        raise UsageError(f"--min-copies {args.min_copies}: at least one other node must have an object")
+    sources = tree.sources(context.settings())
+    body = {
+        "oids": tree.prunable(),
+        "storage": str(tree.storage),
+        "peers": [str(each) for each in sources.peers],
+        "trackers": list(sources.trackers),
+        "strangers": sorted(sources.strangers),
+        "min_copies": args.min_copies,
+        "dry": args.dry_run,
+    }
+    answer = post_node(root, running_node(root), "/v1/local/lfs/prune", body=body, timeout_s=PRUNE_S_MAX)
+    objects = answer["objects"]
+    assert isinstance(objects, list)
+    removed = [each for each in objects if each["removed"]]
+    for each in objects:
+        if ui.is_json:
+            ui.record(each)
+        elif not each["removed"]:
+            ui.warn(f"kept {each['oid']}: {each['copies']} of {args.min_copies} copies found elsewhere")
+    freed, what = (
+        size_text(sum(each["size"] for each in removed)),
+        f"{len(removed)} of {len(objects)} objects",
+    )
+    ui.note(f"{'would remove' if args.dry_run else 'removed'} {what}, {freed}")
     return 0
 
 

@@ -41,17 +41,24 @@ def ask_node(root: Root, running: RunningNode, path: str) -> dict[str, object]:
 
 
 def post_node(
-    root: Root, running: RunningNode, path: str, *, timeout_s: float = TIMEOUT_S
+    root: Root, running: RunningNode, path: str, *, timeout_s: float = TIMEOUT_S, body: object = None
 ) -> dict[str, object]:
-    """As `ask_node`, for what the node is to do."""
-    return _request(root, running, "POST", path, timeout_s)
+    """As `ask_node`, for what the node is to do; `body` is sent as JSON."""
+    return _request(root, running, "POST", path, timeout_s, json.dumps(body).encode() if body else None)
 
 
-def _request(root: Root, running: RunningNode, method: str, path: str, timeout_s: float) -> dict[str, object]:
+def _request(
+    root: Root,
+    running: RunningNode,
+    method: str,
+    path: str,
+    timeout_s: float,
+    body: bytes | None = None,
+) -> dict[str, object]:
     host = HostPort.parse(running.listen).host
     connection = http.client.HTTPConnection(_ANY.get(host, host), running.http_port, timeout=timeout_s)
     try:
-        connection.request(method, path, headers={"Authorization": f"Bearer {root.token()}"})
+        connection.request(method, path, body=body, headers={"Authorization": f"Bearer {root.token()}"})
         response = connection.getresponse()
         answer = json.loads(response.read(ANSWER_BYTES_MAX))
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -76,6 +76,16 @@ class Objects:
         self._store.record(Place(own, Identity.of(own.lstat()).linked()), oid, None)
         return published.size
 
+    def remove(self, oid: Oid, path: Path) -> None:
+        """Removes an object from git-lfs's storage, and our own name of it, which would keep its bytes."""
+        own = self.directory / str(oid)
+        blob = self._store.find(oid)
+        for place in blob.places if blob is not None else ():
+            if place.path in {own, path}:
+                self._store.drop_place(oid, place.path)
+        own.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
     def take_over(self, path: Path, oid: Oid) -> None:
         """Publishes a file of our own directory and gives it its name.
 

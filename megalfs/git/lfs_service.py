@@ -25,6 +25,7 @@ from megalfs.errors import MegalfsError, UsageError
 from megalfs.git.lfs_client import LfsClient
 from megalfs.git.lfs_downloads import Downloads
 from megalfs.git.lfs_objects import Objects
+from megalfs.git.lfs_prune import Prune, PruneRequest
 from megalfs.git.lfs_server import LfsServer
 from megalfs.git.lfs_transfer import Transfer
 from megalfs.git.lfs_uploads import Uploads
@@ -42,7 +43,7 @@ class LfsService:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        objects = Objects(node.store)
+        objects = self._objects = Objects(node.store)
         self._client = LfsClient()
         self._downloads = Downloads(node, objects, self._client)
         self._uploads = Uploads(node, objects, self._client)
@@ -54,6 +55,7 @@ class LfsService:
             web.post("/v1/local/lfs/download", self._download),
             web.post("/v1/local/lfs/upload", self._upload),
             web.post("/v1/local/lfs/finish", self._finish),
+            web.post("/v1/local/lfs/prune", self._prune),
             *self._server.routes(),
         ]
 
@@ -79,6 +81,10 @@ class LfsService:
         body = await self._body(request)
         await asyncio.to_thread(self._uploads.save)
         return web.json_response({"notes": self._uploads.notes(str(body.get("session")))}, dumps=_line)
+
+    async def _prune(self, request: web.Request) -> web.StreamResponse:
+        prune = Prune(self._node, self._objects, PruneRequest.parse(await self._body(request)))
+        return web.json_response({"objects": await prune.run()})
 
     async def _body(self, request: web.Request) -> dict[str, object]:
         if not self._node.guard.is_local(request):

@@ -118,6 +118,11 @@ class WorkTree:
         name = str(oid)
         return self.storage / "objects" / name[:2] / name[2:4] / name
 
+    def prunable(self) -> list[str]:
+        """The objects that nothing here needs, by git-lfs's own rules."""
+        listed = git("lfs", "prune", "--dry-run", "--verbose", cwd=self.top)
+        return sorted(set(re.findall(r"\* ([0-9a-f]{64}) ", listed)))
+
     def take_in(self, store: Store, pointers: Iterable[Pointer]) -> None:
         """Publishes what git-lfs has already, so that it is not fetched; what is damaged there is left alone."""
         objects = Objects(store)
