@@ -179,7 +179,7 @@ def chunk_file(
             return slots[0]
 
         for window in cut_windows(fd, size, read_file_layout(fd, size, profile), profile, take_slot):
-            ends.append(window.ends + np.uint64(window.base))
+            ends.append(np.array(window.ends, np.uint64) + np.uint64(window.base))
             digests += window.blake3
             if should_stop is not None and should_stop():
                 break
