@@ -105,6 +105,32 @@ def test_init_repo(new_person: NewPerson) -> None:
     assert ann.run("lfs", "init-repo", cwd=ann.directory).code == 3
 
 
+@requires_git_lfs
+def test_doctor_finds_what_git_lfs_would_call_eof(new_person: NewPerson) -> None:
+    ann = new_person("ann")
+
+    def findings(cwd: Path) -> dict[str, tuple[str, str]]:
+        records = ann.run("doctor", "--json", cwd=cwd).records
+        return {str(each["id"]): (str(each["level"]), str(each["seen"])) for each in records}
+
+    assert findings(ann.directory)["lfs-agent"][0] == "note"
+    ann.install()
+    assert findings(ann.directory)["lfs-agent"][0] == "ok"
+    ann.git("config", "--global", "lfs.customtransfer.megalfs.path", "~/bin/megalfs-agent")
+    assert findings(ann.directory)["lfs-agent"][0] == "bad"
+    ann.git("init", "-q", "ssh")
+    ann.git("remote", "add", "origin", "git@example.invalid:a/b.git", cwd=ann.directory / "ssh")
+    assert "git-lfs-transfer" in findings(ann.directory / "ssh")["lfs-ssh"][1]
+    work = ann.new_repository()
+    found = findings(work)
+    assert found["lfs-sources"][0] == "bad"
+    assert "lfs-ssh" not in found
+    ann.git("config", "megalfs.peer", "127.0.0.1:7", cwd=work)
+    assert findings(work)["lfs-sources"] == ("ok", "peers 127.0.0.1:7 of your configuration")
+    ann.git("config", "lfs.url", "https://example.invalid/x", cwd=work)
+    assert "example.invalid" in findings(work)["lfs-url"][1]
+
+
 # What a repository may say
 
 

@@ -64,6 +64,14 @@ def _examine(context: Context) -> Iterator[Finding]:
     yield _reflink(context)
     yield _port()
     yield from (_tool(name) for name in ("git", "git-lfs"))
+    yield from _git_lfs(context)
+
+
+def _git_lfs(context: Context) -> Iterator[Finding]:
+    from megalfs.git.lfs_doctor import examine
+
+    for found in examine(Path.cwd(), context.root_path, context.settings()):
+        yield Finding(found.id, found.level, found.seen, found.fix)
 
 
 def _python() -> Finding:
