@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import NotFoundError, UsageError
 from megalfs.store.ingest import Published, publish
-from megalfs.store.partial import PART_SUFFIX, STATE_SUFFIX
 
 if TYPE_CHECKING:
     from megalfs.core.identity import NodeKey
@@ -60,6 +59,8 @@ def files_below(path: Path) -> Iterator[Path]:
             raise NotFoundError(f"no such file: {str(path)!r}")
         yield path
         return
+    from megalfs.store.partial import PART_SUFFIX, STATE_SUFFIX  # numpy comes with it: not for a single file
+
     for child in sorted(path.iterdir()):
         is_ours = child.name.endswith((PART_SUFFIX, STATE_SUFFIX))
         if child.name != ".git" and not is_ours and not (child.is_dir() and child.is_symlink()):

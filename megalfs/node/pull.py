@@ -12,22 +12,20 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
-from megalfs.formats.hostport import HostPort
 from megalfs.net.webseed import origin_url
 from megalfs.node.attempt import Attempt, Outcome
 from megalfs.node.candidates import Candidate, rank
 from megalfs.node.decide import find_liars
 from megalfs.node.plain import PlainPull, PlainSource
+from megalfs.node.pull_request import PullCounts, PullRequest
 from megalfs.node.sources import PeerAnswer, Sources, node_url
 from megalfs.store.blobs import Place
 from megalfs.store.identity import ChangedError, Identity, open_regular
@@ -52,49 +50,6 @@ DRY_S = 1.0
 # Sources are connected, nothing comes, and there is nothing to switch to: given up after this many times the
 # patience that a switch takes (60 s by default).
 STALL_SWITCHES_MAX = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullRequest:
-    """What to pull and where to; `may_replace` is asked at the end whether a file at the target may go."""
-
-    oid: Oid
-    target: Path
-    name: str
-    size: int | None = None
-    manifest: ManifestId | None = None
-    keys: frozenset[NodeKey] = frozenset()
-    peers: tuple[HostPort, ...] = ()
-    trackers: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    origin_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    may_replace: Callable[[], bool] = lambda: False
-    is_executable: bool = False
-    wait_peers_s: float = 10.0
-    is_shared: bool = True
-    keeps_seeding: bool = True
-    uses_lan: bool = False
-    is_linked: bool = False  # another store will have a hard link of the target: see store.identity
-
-
-@dataclass(slots=True)
-class PullCounts:
-    """Bytes by where they came from, pieces refused; added up over all attempts."""
-
-    phase: str = "finding"
-    bytes_total: int | None = None
-    bytes_verified: int = 0
-    bytes_reused: int = 0
-    bytes_origin: int = 0
-    by_peer: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)
-    peer_count: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def bytes_fetched(self) -> int:
-        """Bytes that came over the network."""
-        return sum(self.by_peer.values())
 
 
 class Pull:

@@ -39,6 +39,7 @@ __all__ = ["Blob", "Index", "KnownManifest", "Place"]
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 20.0  # a transaction takes milliseconds; 20 s is a disk in trouble
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE blobs (
   oid BLOB PRIMARY KEY, size INTEGER NOT NULL, pinned INTEGER NOT NULL, added INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -56,6 +57,7 @@ CREATE TABLE names (
   key BLOB NOT NULL, name TEXT NOT NULL, seq INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (key, name)
 ) WITHOUT ROWID;
 PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
 """
 _PLACE_COLUMNS = "path, dev, ino, size, mtime_ns, ctime_ns, suspect"
 _CORRUPT = frozenset(
