@@ -46,6 +46,10 @@ class SizeError(IntegrityError):
     """The blob has another size than who asks for it says."""
 
 
+class OtherSizeError(IntegrityError):
+    """A source says that it has another size: no byte of it was taken, and the pointer may be what is wrong."""
+
+
 class TooSlowError(TemporaryError):
     """It sends, but would take forever."""
 
@@ -93,7 +97,8 @@ class PlainPull:
                 except SizeError:
                     raise
                 except IntegrityError as error:
-                    self.rejected[source.name] = self.rejected.get(source.name, 0) + 1
+                    if not isinstance(error, OtherSizeError):
+                        self.rejected[source.name] = self.rejected.get(source.name, 0) + 1
                     log.warning("%s", error)
                     errors[source.url] = error
                     hopeful.remove(source)
@@ -171,7 +176,7 @@ class PlainPull:
     ) -> hashlib._Hash:
         response, start = origin.fetch_from(offset)
         if self.size is not None and response.length not in {None, self.size - start}:
-            raise IntegrityError(f"{source.name} has {start + (response.length or 0)} bytes, not {self.size}")
+            raise OtherSizeError(f"{source.name} has {start + (response.length or 0)} bytes, not {self.size}")
         if start != offset:  # the server ignores Range: from the beginning
             hasher, offset = hashlib.sha256(), 0
             self._start_over()
