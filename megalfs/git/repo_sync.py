@@ -390,12 +390,13 @@ class RepoSync:
             may_replace=lambda: True,
             wait_peers_s=SWARM_WAIT_S,
         )
-        failure: MegalfsError
-        try:
-            await Pull(self._node, request).run()
-            return
-        except MegalfsError as error:
-            failure = error
+        failure: MegalfsError = TemporaryError(f"nobody who has {path.name} is known")
+        if request.peers or request.trackers:
+            try:
+                await Pull(self._node, request).run()
+                return
+            except MegalfsError as error:
+                failure = error
         for peer in holders:
             try:
                 await self._transfer.fetch_bundle(peer, repo, bundle, path)

@@ -54,8 +54,9 @@ WhoAmI = Callable[[bytes], NodeBody]
 class _Neighbour:
     """One gossip stream, and the frames that wait for it."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, is_dialled: bool) -> None:
         self.stream = stream
+        self.is_dialled = is_dialled
         self.queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_FRAMES_MAX)
         self.is_dropped = False
 
@@ -176,18 +177,24 @@ class GossipDriver:
 
     async def handle(self, stream: Stream) -> None:
         """A neighbour that dialled us."""
-        if stream.peer in self._neighbours or stream.peer == self._p2p.key:
+        known = self._neighbours.get(stream.peer)
+        # Two that dial each other keep what the lower key dialled; a second call of one caller means that the
+        # first is dead: it was restarted.
+        is_kept = known is not None and known.is_dialled and self._p2p.key < stream.peer
+        if is_kept or stream.peer == self._p2p.key:
             await stream.refuse(BusyError("we gossip already"))
             return
+        if known is not None:
+            self._drop(stream.peer)
         if len(self._neighbours) >= NEIGHBOURS_MAX:
             await stream.refuse(BusyError(f"this node has {NEIGHBOURS_MAX} neighbours already"))
             return
         await stream.accept()
-        await self._converse(stream)
+        await self._converse(stream, is_dialled=False)
 
-    async def _converse(self, stream: Stream) -> None:
+    async def _converse(self, stream: Stream, *, is_dialled: bool) -> None:
         peer = stream.peer
-        neighbour = _Neighbour(stream)
+        neighbour = _Neighbour(stream, is_dialled=is_dialled)
         self._neighbours[peer] = neighbour
         sender = asyncio.create_task(neighbour.send_all())
         try:
@@ -196,7 +203,7 @@ class GossipDriver:
                 silence_s = max(SILENCE_S_MIN, SILENCE_INTERVALS * self.gossip.interval_of(peer))
                 async with asyncio.timeout(silence_s):
                     frame = await stream.receive()
-                if not frame:
+                if not frame or self._neighbours.get(peer) is not neighbour:
                     return
                 self._perform(self.gossip.receive(_now(), peer, frame))
                 await asyncio.sleep(0)  # a thousand announcements are checked without holding up the loop
@@ -206,8 +213,9 @@ class GossipDriver:
             sender.cancel()
             with contextlib.suppress(asyncio.CancelledError, MegalfsError):
                 await sender
-            self.gossip.disconnected(peer)
-            del self._neighbours[peer]
+            if self._neighbours.get(peer) is neighbour:  # else another stream took its place
+                self.gossip.disconnected(peer)
+                del self._neighbours[peer]
 
     async def _keep_neighbours(self) -> None:
         while True:
@@ -236,7 +244,7 @@ class GossipDriver:
             remote = await self._p2p.open(key, SERVICE, prefer="quic")
             if key not in self._neighbours:
                 log.info("joined %s", key)
-                await self._converse(remote.stream)
+                await self._converse(remote.stream, is_dialled=True)
         except MegalfsError as error:
             log.debug("cannot join %s: %s", key, error)
         finally:
