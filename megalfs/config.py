@@ -217,6 +217,9 @@ class Settings:
     # Where we are found, and whom we ask.
     listen: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
     advertise: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
+    tls_listen: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
+    tls_cert: str = field(default="", metadata=_by(_text))
+    tls_key: str = field(default="", metadata=_by(_text))
     share: bool = field(default=True, metadata=_by(_bool))
     discover: bool = field(default=True, metadata=_by(_bool))
     trackers: tuple[str, ...] = field(default=(), metadata=_by(_list(_url)))

@@ -146,6 +146,7 @@ def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
                 "host": info.host,
                 "port": info.port,
                 "link_port": info.link_port,
+                "tls_port": info.tls_port,
                 "pid": os.getpid(),
             }
         )

@@ -122,6 +122,7 @@ class NodeInfo:
     host: str
     port: int
     link_port: int
+    tls_port: int
     blobs: tuple[PublishedLink, ...]
 
 
@@ -245,7 +246,7 @@ async def run_node(
             node.is_ready = True
             node.announcer.wake()
             published = tuple(publishing.result())
-            on_ready(NodeInfo(identity.key, node.host, node.port, node.link_port, published))
+            on_ready(NodeInfo(identity.key, node.host, node.port, node.link_port, node.tls_port, published))
             await stop.wait()
     finally:
         await node.close()

@@ -57,9 +57,10 @@ class Guard:
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuses what `Guard` says, before any handler runs."""
         if request.path not in OPEN_PATHS:
-            if not self._is_our_name(request.headers.get("Host", "")):
+            host = request.headers.get("Host", "")
+            if not self._is_our_name(host):
                 raise web.HTTPForbidden(text="megalfs: this host name is not one of this node's\n")
-            if request.headers.get("Origin") not in {None, f"http://{request.headers.get('Host')}"}:
+            if request.headers.get("Origin") not in {None, f"http://{host}", f"https://{host}"}:
                 raise web.HTTPForbidden(text="megalfs: cross-origin requests are refused\n")
             is_peer = request.path == UPGRADE_PATH  # whose hello proves a listed key, or it is dropped
             if (

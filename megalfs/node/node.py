@@ -12,6 +12,7 @@ import contextlib
 import logging
 import secrets
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -27,7 +28,7 @@ from megalfs.core.messages import Join, Peers
 from megalfs.core.names import SignedName
 from megalfs.core.params import SwarmParams
 from megalfs.core.topology import Labels
-from megalfs.errors import BusyError, MegalfsError, NotFoundError, StoreError
+from megalfs.errors import BusyError, ConfigError, MegalfsError, NotFoundError, StoreError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient
 from megalfs.net.session import Session
@@ -98,6 +99,7 @@ class Node:
         self.is_draining = False
         self.host = ""
         self.port = 0
+        self.tls_port = 0
         self.link_port = 0  # of the peer-to-peer layer, where a service brought one
         self._rng = rng or Random(secrets.randbits(64))  # noqa: S311 - schedules, not secrets
         self._active: dict[ManifestId, _Active] = {}
@@ -143,6 +145,10 @@ class Node:
         )
         await self._runner.setup()
         await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+        if self.settings.tls_listen is not None:
+            secure, context = _listen(self.settings.tls_listen, None), _tls_context(self.settings)
+            self.tls_port = secure.getsockname()[1]
+            await web.SockSite(self._runner, secure, backlog=BACKLOG, ssl_context=context).start()
         for service in self.services:
             await service.start()
         self._tasks.append(asyncio.create_task(self._close_idle_swarms()))
@@ -352,6 +358,19 @@ class Node:
     def make_rng(self) -> Random:
         """A generator for one swarm, seeded from ours."""
         return Random(self._rng.getrandbits(64))  # noqa: S311 - schedules, not secrets
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext:
+    """What the TLS port shows; raises ConfigError."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"cannot use the certificate {settings.tls_cert!r}: {error}",
+            hint="tls_cert and tls_key are PEM files",
+        ) from error
+    return context
 
 
 def _listen(listen: HostPort, ports: range | None) -> socket.socket:

@@ -20,13 +20,14 @@ from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
+from megalfs.net.http import HttpClient
 from megalfs.net.webseed import origin_url
 from megalfs.node.attempt import Attempt, Outcome
 from megalfs.node.candidates import Candidate, rank
 from megalfs.node.decide import find_liars
 from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.pull_request import PullCounts, PullRequest
-from megalfs.node.sources import PeerAnswer, Sources, node_url
+from megalfs.node.sources import PeerAnswer, Sources, fetch_origin_manifest, node_url
 from megalfs.store.blobs import Place
 from megalfs.store.identity import ChangedError, Identity, open_regular
 from megalfs.store.ingest import publish
@@ -69,6 +70,7 @@ class Pull:
         self._starved: set[ManifestId] = set()
         self._compared: set[ManifestId] = set()
         self._manifests: dict[ManifestId, Manifest] = {}
+        self._has_asked_origins = False
         self._tracker_task: asyncio.Task[None] | None = None
         self._started_at = self._loop.time()
         self._origins = {
@@ -245,9 +247,18 @@ class Pull:
         return is_certain and not self.request.trackers and not self._sources.is_asking
 
     def _local_candidate(self) -> Candidate | None:
-        """A manifest that this root knows, for an origin or peers that offer none."""
+        """A manifest that this root knows or an origin has, for origins, when no peer offers one."""
         if not self._origins:
             return None
+        if not self._has_asked_origins:
+            self._has_asked_origins = True
+            client = HttpClient(proxies=self._node.proxies)
+            for url in self._origins:
+                if (found := fetch_origin_manifest(client, url, self.request.oid)) is not None:
+                    self._manifests[found.id] = found
+        for manifest_id, manifest in self._manifests.items():
+            if manifest_id not in self._refuted | self._starved:
+                return Candidate(manifest_id, (), manifest.size, None, manifest.has_states)
         for manifest_id in self._node.store.manifests(self.request.oid):
             if manifest_id not in self._refuted | self._starved:
                 with contextlib.suppress(NotFoundError):

@@ -190,6 +190,26 @@ class Sources:
                 await task
 
 
+def fetch_origin_manifest(http: HttpClient, url: str, oid: Oid) -> Manifest | None:
+    """The manifest of a blob at an origin that is a node (its URL ends in `/v1/file/<oid>`). Blocks.
+
+    So a node behind TLS is a full source: its manifest from here, its pieces as from any web seed.
+    """
+    if not url.endswith(f"/v1/file/{oid}"):
+        return None
+    try:
+        reply = http.get(
+            f"{url}/chunks",
+            bytes_max=MANIFEST_BYTES_MAX,
+            headers={"Accept": "application/vnd.megalfs.manifest"},
+        )
+        check_status(reply.status, url)
+        return Manifest.decode(reply.body, oid=oid)
+    except MegalfsError as error:
+        log.info("no manifest at %s: %s", url, error)
+        return None
+
+
 def ask_offers(http: HttpClient, peer: HostPort, oid: Oid) -> list[Offer]:
     """Asks one peer which manifests of a blob it has. Blocks.
 
