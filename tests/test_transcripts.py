@@ -4,9 +4,9 @@
     megalfs: serving on [..]           what it prints, both streams; `[..]` is anything within a line
     ...                                any number of lines
 
-Each machine is a directory with its own root, and `NAME:7427` is a port of this host. A command that ends in
-`&` goes on until the end of the file; what it is shown to print must come first. A command must exit with 0
-unless it looks at `$?`. A comment above a block makes a file: <!-- file: node1/model.bin 3000000 bytes -->
+Each machine is a directory with its own root; `NAME:7427` and `NAME:9000` are ports of this host. A command
+that ends in `&` goes on until the end of the file; what it is shown to print must come first. A command must
+exit with 0 unless it looks at `$?`. A comment above a block makes a file: <!-- file: node1/model.bin 3000000 bytes -->
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class Session:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ports: dict[str, int] = {}
+        self.link_ports: dict[str, int] = {}
         self.servers: list[tuple[Step, subprocess.Popen[bytes]]] = []
         self.shims = directory / "bin"
         self.shims.mkdir()
@@ -111,13 +112,20 @@ class Session:
             shim = self.shims / name
             shim.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             shim.chmod(0o755)
+        helper = self.shims / "git-remote-p2p"
+        helper.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m megalfs.git.remote_helper "$@"\n'
+        )
+        helper.chmod(0o755)
 
     def machine(self, name: str) -> Path:
         """The directory of a machine, and a port for it."""
         if name not in self.ports:
-            with socket.socket() as probe:
+            with socket.socket() as probe, socket.socket() as link:
                 probe.bind(("127.0.0.1", 0))
+                link.bind(("127.0.0.1", 0))
                 self.ports[name] = probe.getsockname()[1]
+                self.link_ports[name] = link.getsockname()[1]
             (self.directory / name).mkdir()
         return self.directory / name
 
@@ -190,14 +198,16 @@ class Session:
 
     def _to_here(self, command: str) -> str:
         """`node1:7427` is a port of this host."""
-        for name in re.findall(r"\b([a-z0-9]+):7427\b", command):
+        for name in re.findall(r"\b([a-z0-9]+):(?:7427|9000)\b", command):
             self.machine(name)
             command = command.replace(f"{name}:{DEFAULT_PORT}", f"127.0.0.1:{self.ports[name]}")
+            command = command.replace(f"{name}:9000", f"127.0.0.1:{self.link_ports[name]}")
         return command
 
     def _to_story(self, output: str) -> str:
         for name, port in self.ports.items():
             output = output.replace(f"127.0.0.1:{port}", f"{name}:{DEFAULT_PORT}")
+            output = output.replace(f"127.0.0.1:{self.link_ports[name]}", f"{name}:9000")
             output = output.replace(str(self.directory / name), "~")
         return output
 

@@ -98,10 +98,16 @@ class RepoSync:
             except MegalfsError as error:
                 log.warning("repositories: %s", error)
             try:
-                async with asyncio.timeout(self._node.settings.sync_interval_s):
+                async with asyncio.timeout(self._pause_s()):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _pause_s(self) -> float:
+        """Until the next round, or until the first one that was put off may be tried again."""
+        now = self._node.now()
+        due = (max(RETRY_S_MIN, at - now) for _, at in self._retries.values())
+        return min([self._node.settings.sync_interval_s, *due])
 
     async def look(self) -> None:
         """One round over all repositories; one that fails does not hold up the others."""

@@ -62,12 +62,16 @@ class QuicCarrier:
         configuration.verify_mode = ssl.CERT_NONE  # check_certificate knows which key it must be
         stack = AsyncExitStack()
         try:
-            async with asyncio.timeout(DIAL_S_MAX):
-                protocol = await stack.enter_async_context(
-                    connect(address.host, address.port, configuration=configuration)
-                )
+            protocol = await stack.enter_async_context(
+                connect(address.host, address.port, configuration=configuration, wait_connected=False)
+            )
+            await _connected(protocol)
         except (OSError, TimeoutError) as error:
+            await stack.aclose()
             raise TemporaryError(f"cannot reach {key.peer_id} at {address} (UDP): {error}") from error
+        except BaseException:
+            await stack.aclose()
+            raise
         try:
             check_certificate(_peer_certificate(protocol), key)
         except BaseException:
@@ -183,6 +187,16 @@ class QuicListener:
         if self._server is not None:
             with contextlib.suppress(OSError):
                 self._server.close()
+
+
+async def _connected(protocol: QuicConnectionProtocol) -> None:
+    """Waits for the handshake. Its own task, never cancelled: aioquic fails a future in it that must be heard."""
+    waiter = asyncio.create_task(protocol.wait_connected())
+    waiter.add_done_callback(lambda task: task.exception())
+    done, _ = await asyncio.wait({waiter}, timeout=DIAL_S_MAX)
+    if not done:
+        raise TimeoutError(f"no answer within {DIAL_S_MAX:.0f} s")
+    waiter.result()
 
 
 def _configuration(*, is_client: bool) -> QuicConfiguration:
