@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from sim.solo import PIECE_BYTES, Solo
+from sim.solo import MANIFEST, PIECE_BYTES, Solo
 
 from megalfs.core.bitfield import Run
-from megalfs.core.effects import Cancel, Fetch
+from megalfs.core.effects import Cancel, Fetch, PeerId
+from megalfs.core.messages import HaveRuns
 from megalfs.core.topology import Labels, Tier, tier_between
 
 ONE = {"run_bytes_initial": 1}  # runs of one piece
@@ -148,12 +149,26 @@ def test_hedge_only_in_the_endgame_at_most_twice_and_cancelled_on_receipt() -> N
     for number in (1, 2, 3):
         solo.join(number, "all")
     (first,) = solo.effects(Fetch)
+    assert solo.swarm.receiving(first.peer, 1, 1, now=0.0)
     solo.wait(1.4)
     (second,) = solo.effects(Fetch)
     assert second.peer != first.peer
     solo.deliver(second.peer, Run(1, 1))
     assert [cancel.peer for cancel in solo.effects(Cancel)] == [first.peer]
     assert solo.swarm.is_complete
+
+
+def test_what_waits_in_a_long_queue_moves_to_an_idle_holder() -> None:
+    solo = Solo("xxx ", **ONE)
+    solo.join(1, "   x")
+    solo.join(2, "    ")
+    assert solo.effects(Fetch) == [Fetch(PeerId(1), 3, 1)]
+    solo.now = 0.1
+    solo.hear(PeerId(2), HaveRuns(MANIFEST, (Run(3, 1),)))
+    assert solo.swarm.effects() == []
+    solo.now = 0.3
+    solo.hear(PeerId(2), HaveRuns(MANIFEST, (Run(0, 1),)))
+    assert solo.swarm.effects() == [Cancel(PeerId(1), 3, 1), Fetch(PeerId(2), 3, 1)]
 
 
 def test_rates_make_runs_larger() -> None:

@@ -54,23 +54,11 @@ class Fetching:
 
     def feed(self, session: Session, now: float) -> None:
         """Asks the peer for as much as it should have outstanding."""
-        state = self._state
-        if not session.can_be_asked:
-            return
-        if not state.pieces.unasked:
-            self._hedge(session, now)
+        if session.can_be_asked:
+            self._fill(session, now)
+            if not session.flights and not self._state.pieces.is_complete:
+                self._use_idle(session, now)
             self._watch(session, now)
-            return
-        rate = session.down.rate(now)
-        size = run_bytes(state, rate=rate, rate_total=self.rate.rate(now), sources=len(state.sessions))
-        session.room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
-        while len(session.flights) < session.room:
-            run = pick(state, session, size, now)
-            if run is None:
-                self._await_promises(session, now)
-                break
-            self._ask(session, run, now)
-        self._watch(session, now)
 
     def feed_if_idle(self, session: Session, now: float) -> None:
         """As `feed`, for events that leave the peer's queue as it is: most find it full, and cost nothing."""
@@ -98,6 +86,7 @@ class Fetching:
     def begun(self, session: Session, run: Run, now: float) -> bool:
         """Data of a run is arriving; returns whether it may."""
         session.touched_at = now
+        session.stolen = 0
         flight = session.flight_around(run)
         if flight is not None:
             self._note_begin(session, flight, now)
@@ -214,7 +203,7 @@ class Fetching:
             self.give_credit(session)
 
     def _ask(self, session: Session, run: Run, now: float) -> None:
-        if not session.flights:
+        if not session.flights and not session.stolen:
             session.touched_at = now
         self._state.pieces.ask(run)
         session.flights.append(Flight(run, now, is_granted=False, remaining=[run]))
@@ -303,6 +292,7 @@ class Fetching:
     def _snub(self, session: Session, now: float) -> None:
         params = self._state.params
         self.counters.snubs += 1
+        session.stolen = 0
         for flight in list(session.flights):
             self._cancel(session, flight.run)
         pause = min(params.snub_s_max, params.snub_s_min * 2.0**session.snubs)
@@ -313,10 +303,46 @@ class Fetching:
         params = self._state.params
         return max(params.hedge_s_min, params.hedge_factor * self.expected_s())
 
+    def _fill(self, session: Session, now: float) -> None:
+        state = self._state
+        if not state.pieces.unasked:
+            return
+        rate = session.down.rate(now)
+        size = self._run_bytes(rate, now)
+        session.room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
+        while len(session.flights) < session.room:
+            run = pick(state, session, size, now)
+            if run is None:
+                self._await_promises(session, now)
+                return
+            self._ask(session, run, now)
+
+    def _use_idle(self, session: Session, now: float) -> None:
+        """A peer that has nothing new for us can still take over what waits elsewhere."""
+        self._steal(session, now)
+        if not session.flights and not self._state.pieces.unasked:
+            self._hedge(session, now)
+
+    def _steal(self, session: Session, now: float) -> None:
+        """Moves the oldest run that another peer has not begun to send: it waits in a longer queue there."""
+        patience_s = self._state.params.steal_factor * self.expected_s()
+        oldest: tuple[float, Session, Flight] | None = None
+        for other in self._state.sessions.values():
+            for flight in other.flights:
+                if flight.has_begun or flight.asked_at + patience_s > now or other.tier < session.tier:
+                    continue
+                if (oldest is None or flight.asked_at < oldest[0]) and session.holds_all(flight.run):
+                    oldest = flight.asked_at, other, flight
+        if oldest is not None:
+            _, other, flight = oldest
+            run = flight.run
+            self._cancel(other, run)
+            other.stolen += 1
+            self._ask(session, run, now)
+            self._fill(other, now)
+
     def _hedge(self, session: Session, now: float) -> None:
         """Asks an idle peer for the oldest run that has waited too long elsewhere."""
-        if session.flights or self._state.pieces.is_complete:
-            return
         hedge_s = self._hedge_s()
         flights = [flight for other in self._state.sessions.values() for flight in other.flights]
         late = sorted((flight for flight in flights if flight.asked_at + hedge_s <= now), key=_asked_at)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from megalfs.core.bitfield import Run, runs_of
 from megalfs.core.codec import HAVE_RUNS_MAX
 from megalfs.core.messages import HaveRuns, Lost, SwarmMessage
+from megalfs.core.picker import relay_bytes_max
 from megalfs.core.session import Session, Shows
 from megalfs.core.state import SwarmState
 
@@ -30,13 +31,11 @@ class News:
             return self._fresh_due if self._stale_due is None else self._stale_due
         return min(self._fresh_due, self._stale_due)
 
-    def add(self, run: Run, *, now: float) -> None:
-        """The run is verified and may be asked of us."""
+    def add(self, run: Run, *, rate: float, now: float) -> None:
+        """The run is verified and may be asked of us; `rate` is what arrives now."""
         self._fresh.append(run)
         if self._fresh_due is None:
-            params = self._state.params
-            delay = max(params.have_delay_s, params.have_delay_per_peer_s * len(self._state.sessions))
-            self._fresh_due = now + delay
+            self._fresh_due = now + self._delay_s(rate)
 
     def forget(self, run: Run) -> None:
         """The run is no longer here: whoever was not told of it need not be."""
@@ -66,6 +65,14 @@ class News:
         manifest = self._state.manifest
         for at in range(0, len(runs), HAVE_RUNS_MAX):
             self._state.send(session, Lost(manifest, tuple(runs[at : at + HAVE_RUNS_MAX])))
+
+    def _delay_s(self, rate: float) -> float:
+        # Many peers: fewer, larger batches, as long as they are small against the time of the whole pull;
+        # 30 ms of age cost 64 nodes a quarter of a pull of 3 s.
+        params = self._state.params
+        many = params.have_delay_per_peer_s * len(self._state.sessions)
+        patience = relay_bytes_max(self._state) / rate if rate > 0 else many
+        return max(params.have_delay_s, min(many, patience))
 
     def _tell(self, runs: list[Run], *, to_seeders: bool) -> None:
         if not runs:

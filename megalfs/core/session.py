@@ -79,6 +79,8 @@ class Session:
     """Runs it may still send on credit that has ended since."""
     paused_until: float | None = None
     snubs: int = 0
+    stolen: int = 0
+    """Runs that were moved away from it since it last sent anything: they do not make it less silent."""
     failures: int = 0
     delay_s: float | None = None
     last_end: int = 0

@@ -138,7 +138,7 @@ class Swarm:
             self._fetching.delivered(session, run, size=size, new=new, now=now)
         if new:
             self._fetching.settle(run, now)
-            self._news.add(run, now=now)
+            self._news.add(run, rate=self._fetching.rate.rate(now), now=now)
         if state.pieces.is_complete and not was_complete:
             self._complete(now)
         elif session is not None:
