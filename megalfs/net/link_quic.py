@@ -191,6 +191,7 @@ class QuicListener:
 
 async def _connected(protocol: QuicConnectionProtocol) -> None:
     """Waits for the handshake. Its own task, never cancelled: aioquic fails a future in it that must be heard."""
+    protocol.transmit()  # it waits for early data otherwise
     waiter = asyncio.create_task(protocol.wait_connected())
     waiter.add_done_callback(lambda task: task.exception())
     done, _ = await asyncio.wait({waiter}, timeout=DIAL_S_MAX)
