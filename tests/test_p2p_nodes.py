@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from helpers_p2p import P2pNode
@@ -185,6 +186,39 @@ def test_deleted_and_rewritten_refs_reach_the_copies(new: New) -> None:
     head = one.commit(path, "other.txt", "another history")
     record = two.until("tiny", here=True, refs=2)
     assert two.git("rev-parse", "main", cwd=Path(str(record["path"]))).out.strip() == head
+
+
+def test_an_owner_who_lost_his_table_goes_on_from_what_others_have(new: New) -> None:
+    one, two = new("one").start(), new("two")
+    path = one.repository()
+    one.share(path)
+    two.start("--bootstrap-node", one.bootstrap)
+    two.until("tiny", here=True)
+    one.commit(path, "second.txt", "x")
+    two.until("tiny", seq=2, here=True)
+    addr = one.addr
+    one.stop()
+    (one.megalfs.root / "repos.sqlite").unlink()
+    one.start(addr=addr)
+    one.share(path)
+    one.until("tiny", seq=2)
+    head = one.commit(path, "third.txt", "x")
+    record = two.until("tiny", seq=3, here=True, equivocation=[])
+    assert two.git("rev-parse", "main", cwd=Path(str(record["path"]))).out.strip() == head
+
+
+def test_only_what_is_new_travels_and_is_in_the_next_bundle(new: New) -> None:
+    one, two = new("one").start(), new("two")
+    path = one.repository()
+    one.commit(path, "big.txt", Random(1).randbytes(300_000).hex())
+    one.share(path)
+    two.start("--bootstrap-node", one.bootstrap)
+    two.until("tiny", here=True)
+    one.commit(path, "small.txt", "small\n")
+    two.until("tiny", seq=2, here=True)
+    sizes = sorted(file.stat().st_size for file in (two.megalfs.root / "repos" / "bundles").iterdir())
+    assert len(sizes) == 2
+    assert sizes[0] < 2000 < 300_000 < sizes[1]
 
 
 def test_a_taken_address_is_said(new: New) -> None:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 ASKED_MAX = 3  # peers whose newest state a newcomer compares
 SWARM_WAIT_S = 5.0
+REPOS_MAX = 20_000  # what strangers can make us list
 RETRY_S_MIN, RETRY_S_MAX = 2.0, 600.0
 
 
@@ -185,6 +186,8 @@ class RepoSync:
                 await asyncio.to_thread(self._repos.remove, body.repo)
             return
         if known is None:
+            if await asyncio.to_thread(self._repos.count) >= REPOS_MAX:
+                return
             found = Repo(
                 id=body.repo,
                 name=body.name,
@@ -195,7 +198,8 @@ class RepoSync:
                 is_followed=self._is_followed(creator),
             )
             await asyncio.to_thread(self._repos.add, found)
-        self._wake.set()
+        if known is not None and known.is_followed:
+            self._wake.set()
 
     def _is_followed(self, key: NodeKey) -> bool:
         named = {each.key for each in self._p2p.options.bootstrap}
@@ -211,6 +215,8 @@ class RepoSync:
         repo = signed.state.repo
         known = await asyncio.to_thread(self._repos.states, repo)
         verdict = judge(known, signed)
+        if self._is_our_forgotten(known, signed):
+            verdict = Verdict.FOLLOWS
         match verdict:
             case Verdict.SAME:
                 return verdict
@@ -240,6 +246,11 @@ class RepoSync:
             self._p2p.gossip.announce_state(signed)
             self._wake.set()
         return verdict
+
+    def _is_our_forgotten(self, known: Sequence[SignedState], signed: SignedState) -> bool:
+        """A higher state that we signed and no longer have: our table was lost; the next one must follow it."""
+        top = max((each.state.seq for each in known), default=0)
+        return signed.state.creator == self._p2p.key and signed.state.seq > top
 
     async def _fill_gap(self, known: SignedState, new: SignedState, source: NodeKey) -> bool:
         """Whether the states in between, from the one who told us or from the owner, join the two."""

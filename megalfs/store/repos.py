@@ -176,6 +176,10 @@ class Repos:
         """Ours first, by name."""
         return self._select("ORDER BY is_external, name, id")
 
+    def count(self) -> int:
+        """How many."""
+        return int(str(self._db.rows("SELECT count(*) FROM repos")[0][0]))
+
     def served(self, name: str) -> Repo:
         """The repository that a URL means by a name or an id: a row of the table, never a path.
 
