@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from helpers_lfs import Person, content, new_person, oid_of, requires_git_lfs
 from helpers_store import make_store
+from processes import wait_until
 
 from megalfs.config import Settings
 from megalfs.errors import ConfigError
@@ -309,6 +310,14 @@ def test_a_node_that_does_not_answer_is_said_in_words(stub: Callable[[], subproc
 def test_an_operation_nobody_knows_is_refused_at_init(stub: Callable[[], subprocess.Popen[bytes]]) -> None:
     out, _ = stub().communicate(INIT.replace(b"download", b"dance"), timeout=10)
     assert "dance" in json.loads(out)["error"]["message"]
+
+
+@requires_git_lfs
+def test_the_agent_is_a_command_too(new_person: NewPerson) -> None:
+    ann = new_person("ann")
+    done = ann.run("lfs", "agent", stdin=INIT + b'{"event":"terminate"}\n')
+    assert (done.code, done.out) == (0, "{}\n")
+    wait_until(lambda: ann.node is not None, "the node that it started")
 
 
 # Files that git-lfs has a hard link of

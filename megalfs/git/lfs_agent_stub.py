@@ -271,7 +271,7 @@ def ask_node(
                     continue
                 is_body, received = True, rest
                 if header.split(b" ", 2)[1] != b"200":
-                    raise FailedError(f"the node answered: {header.splitlines()[0].decode('latin-1')}")
+                    raise FailedError(f"the node answered {(header[:32] + rest[:200]).decode('latin-1')!r}")
             *lines, received = received.split(b"\n")
             for line in lines:
                 yield json.loads(line)
@@ -429,7 +429,7 @@ class Agent:
                     tell(f"megalfs: {line}\n")
                 return
         except (NodeLostError, FailedError):
-            return
+            pass
 
 
 class Progress:
