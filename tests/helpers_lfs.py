@@ -35,6 +35,7 @@ class Person(Megalfs):
             "GIT_LFS_FORCE_PROGRESS": "1",
             "MEGALFS_ROOT": str(self.root),
             "MEGALFS_LISTEN": "127.0.0.1:0",
+            "MEGALFS_DISCOVER": "false",
             **(environ or {}),
         }
         for key, value in (

@@ -261,6 +261,15 @@ def test_a_second_version_costs_its_changes(new_person: NewPerson) -> None:
     assert after - before < 2_200_000
 
 
+def test_with_nobody_named_the_lan_is_asked(new_person: NewPerson) -> None:
+    ann, bob = (new_person(name, MEGALFS_DISCOVER="true").install() for name in ("ann", "bob"))
+    work, data = ann.new_repository(), content(12, 300_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+
+
 def test_git_never_waits_for_the_node(new_person: NewPerson) -> None:
     """The node that an agent starts has none of git's descriptors: the push ends while it runs on."""
     ann = new_person("ann").install()

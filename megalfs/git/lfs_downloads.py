@@ -49,6 +49,7 @@ class Downloads:
         self._client = client
         self._node = node
         self._objects = objects
+        self._is_browsing = False
         self._running: dict[Oid, _Running] = {}
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
 
@@ -97,6 +98,10 @@ class Downloads:
     async def _begin(self, transfer: Transfer) -> _Running:
         sources = await asyncio.to_thread(transfer.sources, self._node.settings)
         origins = await self._origins(transfer, sources)
+        uses_lan = sources.is_empty and self._node.settings.discover and not transfer.action
+        if uses_lan and not self._is_browsing:
+            self._is_browsing = True
+            await self._node.neighbours.browse(self._node.host)
         if (other := self._running.get(transfer.oid)) is not None:
             return other
         self._node.peer_http.strangers.update(sources.strangers)
@@ -114,7 +119,8 @@ class Downloads:
                 origins=(*origins, *self._node.settings.origins),
                 origin_headers=origins,
                 may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
-                wait_peers_s=WAIT_NOBODY_S if sources.is_empty else WAIT_PEERS_S,
+                uses_lan=uses_lan,
+                wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
                 is_linked=True,
             ),
         )
@@ -151,7 +157,7 @@ class Downloads:
 
 def _explained(error: MegalfsError, sources: Sources) -> MegalfsError:
     """The error, who was asked by whose word, and what to do."""
-    asked = sources.description or "nobody, as no peer and no tracker is known"
+    asked = sources.description or "at most this LAN, as no peer and no tracker is known"
     hint = "megalfs lfs init-repo --tracker URL, or: git config megalfs.peer HOST:PORT"
     if not sources.is_empty:
         hint = "push it from a clone that has it, whose node runs: git lfs push --all REMOTE"

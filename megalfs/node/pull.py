@@ -47,6 +47,7 @@ TICK_S = 1.0
 # How long other offers may still come in once there is one that nothing speaks against.
 GATHER_S = 0.5
 TRACKER_INTERVAL_S = 5.0
+LAN_S = 3.0
 DRY_S = 1.0
 # Sources are connected, nothing comes, and there is nothing to switch to: given up after this many times the
 # patience that a switch takes (60 s by default).
@@ -244,7 +245,9 @@ class Pull:
     def _is_nobody_left(self) -> bool:
         """Every peer answered, and every answer was no; waiting is for those that do not answer yet."""
         is_certain = self._sources.count(PeerAnswer.NOT_FOUND) == len(self._sources.peers()) > 0
-        return is_certain and not self.request.trackers and not self._sources.is_asking
+        # The first neighbour to answer is not the last: a LAN has some seconds.
+        is_early = self.request.uses_lan and self._loop.time() - self._started_at < LAN_S
+        return is_certain and not is_early and not self.request.trackers and not self._sources.is_asking
 
     def _local_candidate(self) -> Candidate | None:
         """A manifest that this root knows or an origin has, for origins, when no peer offers one."""
