@@ -162,7 +162,7 @@ def test_restart_after_kill_keeps_what_was_seen(new: New) -> None:
     path = one.repository()
     one.share(path)
     two.start("--bootstrap-node", one.bootstrap)
-    for number in range(3):
+    for number in range(2):
         one.commit(path, f"more{number}.txt", "x")
         two.running.kill()  # type: ignore[union-attr]
         two.start("--bootstrap-node", one.bootstrap)
