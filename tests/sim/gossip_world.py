@@ -24,6 +24,7 @@ parse = functools.lru_cache(maxsize=None)(parse_announcement)
 @dataclass
 class SimNode:
     private: SigningKey
+    key: NodeKey
     gossip: Gossip
     links: set[int] = field(default_factory=set)
     is_up: bool = True
@@ -46,13 +47,14 @@ class GossipWorld:
         self.nodes = []
         for _ in range(count):
             private = SigningKey(self.rng.randbytes(32))
-            self.nodes.append(SimNode(private, Gossip(private.public, params or GossipParams(), parse)))
-        self._number = {node.private.public: number for number, node in enumerate(self.nodes)}
+            key = private.public
+            self.nodes.append(SimNode(private, key, Gossip(key, params or GossipParams(), parse)))
+        self._number = {node.key: number for number, node in enumerate(self.nodes)}
         for number, at in enumerate(self._ticks):
             self._push(START_S + at, number, -1, b"")
 
     def key(self, number: int) -> NodeKey:
-        return self.nodes[number].private.public
+        return self.nodes[number].key
 
     # --- shape -----------------------------------------------------------------------------------------------
 
@@ -117,7 +119,7 @@ class GossipWorld:
 
     def _tick(self, number: int) -> None:
         node = self.nodes[number]
-        digest = node.gossip.inventory(node.private.public).hex()
+        digest = node.gossip.inventory(node.key).hex()
         body = NodeBody(f"node{number}", (), (), "full", "0.1", digest)
         announcement = announce(node.private, int(self.now * 1000), body)
         self._perform(number, node.gossip.publish(self.now, announcement))
