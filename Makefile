@@ -8,6 +8,7 @@ C_SOURCES := $(wildcard megalfs_ext/*.c megalfs_ext/*.h)
 SIM_SEEDS ?= 300
 FUZZ_SECONDS ?= 60
 TEST ?=
+TEST_WORKERS ?= 3
 CHECKED := megalfs megalfs_ext tests bench scripts setup.py
 
 .DEFAULT_GOAL := help
@@ -33,7 +34,8 @@ demo: $(READY)  ## a real model published, seeded by several nodes, pulled from 
 	@$(BIN)/python scripts/demo.py
 
 test: $(READY)  ## everything; TEST=path::name for some of it
-	$(BIN)/python -m pytest -q $(TEST)
+	@scripts/install-git-lfs
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(TEST)
 
 check: $(READY)  ## format, lint, types, layers
 	$(BIN)/ruff format --check $(CHECKED)
