@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -372,3 +373,17 @@ def test_a_symlink_is_kept_when_the_blob_lies_on_this_disk(scene: Scene, force: 
     make_symlink(leecher.directory / "got.bin")
     error_of(pull(leecher, scene.oid("tiny.json"), *scene.peer, *force), 10)
     assert (leecher.directory / "got.bin").is_symlink()
+
+
+def test_two_targets_of_one_blob_are_fetched_once(new_node: Callable[[str], Megalfs]) -> None:
+    seeder, puller = new_node("twins-seeder"), new_node("twins-puller")
+    content = bytes(range(256)) * 4096
+    (seeder.directory / "model.bin").write_bytes(content)
+    node = seeder.seed("model.bin")
+    oid = hashlib.sha256(content).hexdigest()
+    for name in ("a.bin", "b.bin"):
+        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+        (puller.directory / name).write_text(pointer)
+    done = puller.ok("pull", "a.bin", "b.bin", "--peer", node.address, "--listen", "127.0.0.1:0", "--json")
+    assert done.records[-1]["bytes_fetched"] == len(content)
+    assert all((puller.directory / name).read_bytes() == content for name in ("a.bin", "b.bin"))

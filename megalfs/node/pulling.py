@@ -62,6 +62,7 @@ class PullSet:
         self._cwd = cwd
         self._uses_lan = uses_lan
         self._jobs: list[_Job] = []
+        self._turns: dict[Oid, asyncio.Lock] = {}
         self._helpers: list[Pull] = []
         self._notes: list[str] = []
 
@@ -161,7 +162,8 @@ class PullSet:
             self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
 
     async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
-        async with slots:
+        # Two targets of one blob: the second finds it on this disk.
+        async with self._turns.setdefault(job.wanted.oid, asyncio.Lock()), slots:
             try:
                 if await asyncio.to_thread(self._is_here, job):
                     return
