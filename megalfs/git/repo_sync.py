@@ -32,6 +32,7 @@ from megalfs.formats.hostport import HostPort
 from megalfs.git.bundle_transfer import BundleTransfer
 from megalfs.git.bundles import apply_bundles, make_mirror
 from megalfs.git.publishing import publish_repository
+from megalfs.git.repos import refs_stamp
 from megalfs.node.pull import Pull, PullRequest
 from megalfs.store.repos import Repo
 
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 ASKED_MAX = 3  # peers whose newest state a newcomer compares
 SWARM_WAIT_S = 5.0
+LOOK_ANYWAY_S = 86400.0
 REPOS_MAX = 20_000  # what strangers can make us list
 RETRY_S_MIN, RETRY_S_MAX = 2.0, 600.0
 
@@ -63,6 +65,8 @@ class RepoSync:
         self._locks: dict[RepoId, asyncio.Lock] = {}
         self._retries: dict[RepoId, tuple[int, float]] = {}
         self._announced: dict[RepoId, RepoBody] = {}
+        self._stamps: dict[RepoId, object] = {}  # of ours, when they were published last
+        self._settled: set[RepoId] = set()  # of others, at their newest state
         p2p.gossip.listener = self._learned
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -117,8 +121,8 @@ class RepoSync:
         for repo in repos:
             try:
                 if not repo.is_external:
-                    await self._publish(repo)
-                elif repo.is_followed and self._may_try(repo.id):
+                    await self._publish_if_changed(repo)
+                elif repo.is_followed and repo.id not in self._settled and self._may_try(repo.id):
                     await self._bring(repo.id, is_asked=False)
             except MegalfsError as error:
                 log.warning("%s: %s", repo.name, error)
@@ -131,6 +135,15 @@ class RepoSync:
             await self._publish(repo)
         except MegalfsError as error:
             log.warning("%s: %s", repo.name, error)
+
+    async def _publish_if_changed(self, repo: Repo) -> None:
+        """As `_publish`, unless nothing was touched since; once a day all the same, so that states are renewed."""
+        files = await asyncio.to_thread(refs_stamp, Path(repo.path))
+        writers = await asyncio.to_thread(self._repos.writers, repo.id)
+        stamp = (repo.name, repo.description, writers, files, self._node.now() // LOOK_ANYWAY_S)
+        if self._stamps.get(repo.id) != stamp or repo.id not in self._announced:
+            await self._publish(repo)
+            self._stamps[repo.id] = stamp
 
     async def _publish(self, repo: Repo) -> None:
         if not (Path(repo.path) / "HEAD").is_file():
@@ -215,6 +228,9 @@ class RepoSync:
         repo = signed.state.repo
         known = await asyncio.to_thread(self._repos.states, repo)
         verdict = judge(known, signed)
+        if verdict not in {Verdict.SAME, Verdict.OLDER}:
+            self._settled.discard(repo)
+            self._stamps.pop(repo, None)
         if self._is_our_forgotten(known, signed):
             verdict = Verdict.FOLLOWS
         match verdict:
@@ -353,7 +369,8 @@ class RepoSync:
                     return row, states[0]
                 raise PolicyError(f"the creator of {row.name!r} signed two states that contradict each other")
             signed = states[0]
-            if not row.path or await asyncio.to_thread(self._repos.refs, repo) != signed.state.refs:
+            is_here = bool(row.path) and (Path(row.path) / "HEAD").is_file()
+            if not is_here or await asyncio.to_thread(self._repos.refs, repo) != signed.state.refs:
                 try:
                     await self._fetch_and_apply(row, signed.state, is_asked=is_asked)
                 except MegalfsError:
@@ -363,6 +380,7 @@ class RepoSync:
                 assert row is not None
             self._retries.pop(repo, None)
             self._announce(row, states)
+            self._settled.add(repo)
             return row, signed
 
     async def _fetch_and_apply(self, row: Repo, state: RepoState, *, is_asked: bool) -> None:
