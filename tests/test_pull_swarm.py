@@ -12,7 +12,7 @@ import pytest
 from adversaries import MIB, Stage, litter, make_model, pulled
 from processes import Done, Megalfs, Running, wait_until
 
-RATE = "4M"
+RATE = "1500K"  # slow enough that a second process starts while the first still pulls, on a busy machine too
 PROGRESS_KEYS = {"event", "bytes_total", "bytes_verified", "bytes_fetched", "bytes_reused"}
 DONE_KEYS = {
     "event", "files", "bytes_fetched", "bytes_reused", "bytes_origin", "bytes_by_peer", "seconds", "rejected",
@@ -66,7 +66,7 @@ def from_others(done: Done, seeder: Running) -> int:
 
 def test_leechers_that_meet_at_a_tracker_help_each_other(scene: Scene) -> None:
     nodes = [scene.stage.node(f"leecher {number}") for number in range(2)]
-    argv = [scene.oid, "--tracker", scene.tracker, "--listen", "127.0.0.1:0", "--linger", "2"]
+    argv = [scene.oid, "--tracker", scene.tracker, "--listen", "127.0.0.1:0", "--linger", "6"]
     pulls = [start(scene, node, *argv) for node in nodes]
     done = [finished(scene, node, pulling) for node, pulling in zip(nodes, pulls, strict=True)]
     assert sum(from_others(each, scene.seeder) for each in done) > MIB
@@ -76,7 +76,7 @@ def test_a_second_leecher_gets_pieces_from_the_first(scene: Scene) -> None:
     """The first still pulls; the second names it beside the seeder."""
     first, second = scene.stage.node("first"), scene.stage.node("second")
     port = free_port()
-    listen = ["--listen", f"127.0.0.1:{port}", "--linger", "3"]
+    listen = ["--listen", f"127.0.0.1:{port}", "--linger", "6"]
     one = start(scene, first, scene.link, *listen)
     wait_until(lambda: verified(one) > 2 * MIB, "the first has begun")
     two = start(scene, second, scene.link, "--peer", f"127.0.0.1:{port}")
@@ -89,7 +89,7 @@ def test_who_cannot_be_reached_serves_over_what_it_dialled(scene: Scene) -> None
     """The first does not listen at all; it dials the second, which gets pieces over that connection."""
     hidden, open_ = scene.stage.node("hidden"), scene.stage.node("open")
     port = free_port()
-    two = start(scene, open_, scene.link, "--listen", f"127.0.0.1:{port}", "--linger", "3")
+    two = start(scene, open_, scene.link, "--listen", f"127.0.0.1:{port}", "--linger", "6")
     wait_until(lambda: verified(two) > 0, "the open one has begun")
     # Nobody can dial it: it says that it listens where nobody does.
     argv = [scene.link, "--peer", f"127.0.0.1:{port}", "--advertise", "127.0.0.1:9"]

@@ -378,11 +378,14 @@ def _listen(listen: HostPort, ports: range | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     for port in [*ports, 0] if ports is not None else [listen.port]:
         sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            # Not for port 0: two processes that ask at once may be given one port, and the second cannot listen.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and listen.host == "::":
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             sock.bind((listen.host, port))
+            sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
             if ports is None or port == 0:
