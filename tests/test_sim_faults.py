@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from sim.faults import check_ends_well
 
-SEEDS = 240
+SEEDS = int(os.environ.get("SIM_SEEDS", "240"))  # `make sim` sets it
 BATCH = 8  # seeds a test, so that pytest's own time does not count
 
 
