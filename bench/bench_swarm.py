@@ -63,15 +63,31 @@ class Megalfs:
 
     def __init__(self, network: Network, directory: Path, model: Path, scenario: str) -> None:
         self.network, self.directory, self.model, self.scenario = network, directory, model, scenario
-        self.env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MEGALFS_DURABLE": "false", "NO_PROXY": "*",
-                    "MEGALFS_CONGESTION": "cubic", "OPENBLAS_NUM_THREADS": "1"}  # fmt: skip
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "MEGALFS_DURABLE": "false",
+            "NO_PROXY": "*",
+            "MEGALFS_CONGESTION": "cubic",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
     def start(self) -> None:
         """Everybody imports; the seeder publishes."""
         seeder = self.network.hosts[0]
-        argv = [sys.executable, "-m", "megalfs", "--root", str(self.directory / "r0"), "seed", str(self.model),
-                "--listen", f"{seeder.address}:{PORT}", "--json"]  # fmt: skip
+        argv = [
+            sys.executable,
+            "-m",
+            "megalfs",
+            "--root",
+            str(self.directory / "r0"),
+            "seed",
+            str(self.model),
+            "--listen",
+            f"{seeder.address}:{PORT}",
+            "--json",
+        ]
         self.seeder = self._popen(0, argv)
         assert self.seeder.stdout is not None
         for line in self.seeder.stdout:
@@ -85,8 +101,15 @@ class Megalfs:
     def prepare(self, index: int) -> None:
         """Starts one puller up to the point where it waits for the word."""
         host = self.network.hosts[index]
-        argv = [sys.executable, str(REPOSITORY / "bench" / "swarm_client.py"), str(self.directory / f"r{index}"),
-                str(self.out(index)), f"{host.address}:{PORT}", self.oid, f"{self.network.hosts[0].address}:{PORT}"]  # fmt: skip
+        argv = [
+            sys.executable,
+            str(REPOSITORY / "bench" / "swarm_client.py"),
+            str(self.directory / f"r{index}"),
+            str(self.out(index)),
+            f"{host.address}:{PORT}",
+            self.oid,
+            f"{self.network.hosts[0].address}:{PORT}",
+        ]
         process = self._popen(index, argv)
         assert process.stdout is not None
         process.stdout.readline()
@@ -103,8 +126,14 @@ class Megalfs:
         if self.scenario == "racks":
             env["MEGALFS_RACK"] = f"rack{self.network.rack_of(index)}"
         log = (self.directory / f"log{index}").open("w")
-        return subprocess.Popen(self.network.hosts[index].command(argv), env=env, text=True, stdin=subprocess.PIPE,
-                                stdout=subprocess.PIPE, stderr=log)  # fmt: skip
+        return subprocess.Popen(
+            self.network.hosts[index].command(argv),
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
 
     def go(self, index: int) -> None:
         """Gives one puller the word."""
@@ -216,17 +245,37 @@ class Rival:
             script = self.directory / "client.py"
             script.write_text(LIBTORRENT)
             others = [f"{other.address}:6881" for other in self.network.hosts if other is not host]
-            argv = [sys.executable, str(script), "seed" if index == 0 else "leech", str(self.torrent), str(where),
-                    f"{host.address}:6881", *([] if index == 0 else others)]  # fmt: skip
+            argv = [
+                sys.executable,
+                str(script),
+                "seed" if index == 0 else "leech",
+                str(self.torrent),
+                str(where),
+                f"{host.address}:6881",
+                *([] if index == 0 else others),
+            ]
             self._popen(index, argv).stdout.readline()  # type: ignore[union-attr]
         elif index == 0:
             self._aria2(0)
 
     def _aria2(self, index: int) -> None:
-        argv = ["aria2c", "--dir", str(self.directory / f"d{index}"), "--listen-port=6881", "--enable-dht=false",
-                "--bt-enable-lpd=false", "--seed-ratio=0.0", "--check-integrity=true", "--summary-interval=0", "-q",
-                "--bt-max-peers=0", "--file-allocation=falloc", "--bt-hash-check-seed=true",
-                f"--on-bt-download-complete={self._hook(index)}", str(self.torrent)]  # fmt: skip
+        argv = [
+            "aria2c",
+            "--dir",
+            str(self.directory / f"d{index}"),
+            "--listen-port=6881",
+            "--enable-dht=false",
+            "--bt-enable-lpd=false",
+            "--seed-ratio=0.0",
+            "--check-integrity=true",
+            "--summary-interval=0",
+            "-q",
+            "--bt-max-peers=0",
+            "--file-allocation=falloc",
+            "--bt-hash-check-seed=true",
+            f"--on-bt-download-complete={self._hook(index)}",
+            str(self.torrent),
+        ]
         self._popen(index, argv)
 
     def _hook(self, index: int) -> Path:
@@ -236,8 +285,13 @@ class Rival:
         return hook
 
     def _popen(self, index: int, argv: list[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(self.network.hosts[index].command(argv), text=True, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            self.network.hosts[index].command(argv),
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         self.processes[index] = process
         return process
 
@@ -405,8 +459,18 @@ def main() -> None:
                     continue
                 shown = figures.others_s if args.scenario == "slow" else figures.last_s
                 redundant = "-" if figures.redundant is None else f"{100 * figures.redundant:.2f} %"
-                rows.append([figures.client, f"{bound:.1f}", f"{shown:.2f}", f"{bound / shown:.3f}",
-                             f"{figures.copies:.3f}", redundant, f"{figures.cpu_s_per_gib:.1f}", figures.note])  # fmt: skip
+                rows.append(
+                    [
+                        figures.client,
+                        f"{bound:.1f}",
+                        f"{shown:.2f}",
+                        f"{bound / shown:.3f}",
+                        f"{figures.copies:.3f}",
+                        redundant,
+                        f"{figures.cpu_s_per_gib:.1f}",
+                        figures.note,
+                    ]
+                )
     print(machine())
     print(
         f"{args.scenario}: 1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB"

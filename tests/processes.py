@@ -39,7 +39,7 @@ def environment(home: Path, more: Mapping[str, str] | None = None) -> dict[str, 
         name: value for name, value in os.environ.items() if not name.startswith(("MEGALFS", "MEGAENGINE"))
     }
     kept |= {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "NO_PROXY": "*"}
-    kept["MEGALFS_DISCOVER"] = "false"  # no multicast from tests; the one about the LAN asks for it on loopback
+    kept["MEGALFS_DISCOVER"] = "false"  # no multicast; the test of the LAN asks for it, on loopback
     kept["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [kept.get("PYTHONPATH")])])
     return kept | dict(more or {})
 

@@ -35,7 +35,7 @@ class Digest:
             UsageError: `text` is anything else.
         """
         if not _HEX.match(text.lower()):
-            raise UsageError(f"not a {cls.__name__.lower()}: {text[:80]!r}", hint="64 hex digits are expected")
+            raise UsageError(f"no {cls.__name__.lower()}: {text[:80]!r}", hint="64 hex digits are expected")
         return cls(bytes.fromhex(text))
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Oid(Digest):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Reads 64 hex digits, with or without the `sha256:` of a pointer file."""
-        return super(Oid, cls).parse(text.removeprefix("sha256:"))
+        return super().parse(text.removeprefix("sha256:"))
 
 
 class ChunkId(Digest):
