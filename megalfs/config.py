@@ -258,7 +258,7 @@ class Settings:
     limit_down_far: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
     limit_down_origin: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
     connections_max: int = field(default=256, metadata=_by(_count(1, 65536)))
-    upload_slots: int = field(default=4, metadata=_by(_count(0, 1024)))
+    upload_slots: int = field(default=8, metadata=_by(_count(0, 1024)))
     manifest_switch_s: float = field(default=30.0, metadata=_by(_duration))
     congestion: str = field(default="", metadata=_by(_word))
 
