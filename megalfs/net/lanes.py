@@ -62,7 +62,6 @@ class ReceiveLane(threading.Thread):
         *,
         sink_of: Callable[[ManifestId], Sink | None],
         arriving: Callable[[ManifestId, int, int], None],
-        arrived: Callable[[ManifestId, int, int], None],
         progress: Progress,
         limiter: Limiter,
         closed: Callable[[ReceiveLane, MegalfsError | None], None],
@@ -71,7 +70,6 @@ class ReceiveLane(threading.Thread):
         self.sock = sock
         self._sink_of = sink_of
         self._arriving = arriving
-        self._arrived = arrived
         self._progress = progress
         self._limiter = limiter
         self._closed = closed
@@ -111,11 +109,8 @@ class ReceiveLane(threading.Thread):
             )
         if message.size != sink.manifest.run_extent(message.first, message.count)[1]:
             raise RemoteProtocolError("data of another length than its pieces have")
-        run = (message.manifest, message.first, message.count)
-        if message.size <= GRANULE_BYTES:
-            # Its header and its end are one wake-up of the event loop: in a swarm of small runs that is half.
-            return receiver.receive(self._fill, sink, message.first, message.count, verified=self._arrived)
-        self._arriving(*run)
+        # At once, for small runs too: one that has not begun may be taken from its peer and asked elsewhere.
+        self._arriving(message.manifest, message.first, message.count)
         return receiver.receive(self._fill, sink, message.first, message.count)
 
     def _fill(self, view: memoryview, progressed: Callable[[int], None]) -> None:

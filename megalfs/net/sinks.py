@@ -87,17 +87,14 @@ class Receiver:
         sink: Sink,
         first: int,
         count: int,
-        *,
-        verified: Callable[[ManifestId, int, int], None] | None = None,
     ) -> bool:
         """Receives pieces `first` .. `first + count`; False when some had wrong bytes (the rest is not read).
 
         Args:
             fill: fills the whole view with the next bytes of the run, or raises; tells on slow links how many
                 bytes have come since it last told.
-            verified: told in place of the progress's own.
         """
-        report = verified or self._progress.verified
+        report = self._progress.verified
         manifest = sink.manifest
         offsets = manifest.offsets
         piece = reported = first

@@ -278,14 +278,6 @@ class SwarmDriver:
         """A DATA header came."""
         self._arriving(PeerId(session.id), first, count)
 
-    def arrived(self, session: Session, first: int, count: int) -> None:
-        """A run of one granule came and is verified and in the partial: header and end in one report."""
-        session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
-        peer = PeerId(session.id)
-        if peer in self.names and not self._is_closed:
-            self.swarm.receiving(peer, first, count, now=self._loop.time())
-            self._verified(peer, first, count)
-
     def verified(self, session: Session, first: int, count: int) -> None:
         """Pieces from a node are verified and in the partial."""
         session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
