@@ -188,22 +188,31 @@ def test_deleted_and_rewritten_refs_reach_the_copies(new: New) -> None:
     assert two.git("rev-parse", "main", cwd=Path(str(record["path"]))).out.strip() == head
 
 
-def test_an_owner_who_lost_his_table_goes_on_from_what_others_have(new: New) -> None:
+@pytest.mark.parametrize("heard", ["before he shares again", "after"])
+def test_an_owner_who_lost_his_table_goes_on_from_what_others_have(new: New, heard: str) -> None:
     one, two = new("one").start(), new("two")
     path = one.repository()
     one.share(path)
+    addr = one.addr
     two.start("--bootstrap-node", one.bootstrap)
     two.until("tiny", here=True)
     one.commit(path, "second.txt", "x")
     two.until("tiny", seq=2, here=True)
-    addr = one.addr
     one.stop()
     (one.megalfs.root / "repos.sqlite").unlink()
+    if heard == "after":
+        two.stop()
     one.start(addr=addr)
-    one.share(path)
-    one.until("tiny", seq=2)
+    if heard == "after":
+        one.share(path)
+        one.until("tiny", seq=1)
+        two.start("--bootstrap-node", one.bootstrap)
+        one.until("tiny", seq=3)  # names both, so that nobody holds what he could not know against him
+    else:
+        one.until("tiny", seq=2)
+        one.share(path)
     head = one.commit(path, "third.txt", "x")
-    record = two.until("tiny", seq=3, here=True, equivocation=[])
+    record = two.until("tiny", seq=3 if heard != "after" else 4, here=True, equivocation=[])
     assert two.git("rev-parse", "main", cwd=Path(str(record["path"]))).out.strip() == head
 
 

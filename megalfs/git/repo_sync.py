@@ -231,8 +231,10 @@ class RepoSync:
         if verdict not in {Verdict.SAME, Verdict.OLDER}:
             self._settled.discard(repo)
             self._stamps.pop(repo, None)
-        if self._is_our_forgotten(known, signed):
-            verdict = Verdict.FOLLOWS
+        is_forgotten = self._is_our_forgotten(known, signed)
+        if is_forgotten:
+            # What we signed before we heard of it contradicts it: the next one names both, for all who saw both.
+            verdict = Verdict.FORK if known else Verdict.FOLLOWS
         match verdict:
             case Verdict.SAME:
                 return verdict
@@ -244,11 +246,10 @@ class RepoSync:
                 verdict = Verdict.FOLLOWS
             case Verdict.FORK:
                 await asyncio.to_thread(self._repos.put_fork, known[0], signed)
-                await self._blame(signed.state.creator, repo, "signed two states that contradict each other")
-                log.warning(
-                    "%s: its creator signed two states that contradict each other (%s, %s); neither is followed",
-                    signed.state.name, known[0].hash[:12], signed.hash[:12],
-                )  # fmt: skip
+                if is_forgotten:
+                    self._wake.set()
+                else:
+                    await self._denounce(known[0], signed)
             case Verdict.FOLLOWS:
                 pass
         if verdict is Verdict.FOLLOWS:
@@ -286,6 +287,14 @@ class RepoSync:
             if last.hash == new.hash:
                 return True
         return False
+
+    async def _denounce(self, known: SignedState, new: SignedState) -> None:
+        state = new.state
+        await self._blame(state.creator, state.repo, "signed two states that contradict each other")
+        log.warning(
+            "%s: its creator signed two states that contradict each other (%s, %s); neither is followed",
+            state.name, known.hash[:12], new.hash[:12],
+        )  # fmt: skip
 
     async def _blame(self, peer: NodeKey, repo: RepoId, reason: str) -> None:
         log.warning("%s %s (%s)", peer, reason, repo)

@@ -225,9 +225,9 @@ class Repos:
     # --- states ------------------------------------------------------------------------------------------
 
     def states(self, repo: RepoId) -> list[SignedState]:
-        """The newest: one, or the two that contradict each other."""
+        """The newest: one, or those that contradict each other, the highest first."""
         rows = self._db.rows(
-            "SELECT record FROM states WHERE repo_id = ? AND is_fork = 1 ORDER BY seq, hash", str(repo)
+            "SELECT record FROM states WHERE repo_id = ? AND is_fork = 1 ORDER BY seq DESC, hash", str(repo)
         ) or self._db.rows(
             "SELECT record FROM states WHERE repo_id = ? ORDER BY seq DESC, hash LIMIT 1", str(repo)
         )
