@@ -7,7 +7,6 @@ queues behind bulk. The receiving lane is header -> `Receiver` -> disk; the send
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import socket
@@ -76,6 +75,7 @@ class ReceiveLane(threading.Thread):
         self._stop = threading.Event()
 
     def run(self) -> None:
+        self.sock.setblocking(True)
         set_receive_timeout(self.sock)
         buffer = GranuleBuffer()
         receiver = Receiver(buffer, self._progress)
@@ -143,6 +143,7 @@ class SendLane(threading.Thread):
         self._stop = threading.Event()
 
     def run(self) -> None:
+        self.sock.setblocking(True)
         error: MegalfsError | None = None
         try:
             while not self._stop.is_set() and (upload := self._uploads.get()) is not None:
@@ -193,13 +194,3 @@ class SendLane(threading.Thread):
 
 def ignore(_: int) -> None:
     """Nobody waits for bytes that are thrown away."""
-
-
-def send_frame(sock: socket.socket, frame: bytes) -> None:
-    """Sends one frame on a blocking socket; raises TemporaryError."""
-    try:
-        sock.sendall(frame)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            sock.close()
-        raise TemporaryError(f"the connection broke: {error.strerror or error}") from error

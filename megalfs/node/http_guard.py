@@ -21,7 +21,7 @@ from aiohttp import web
 from megalfs.core.identity import NodeKey
 from megalfs.errors import RemoteProtocolError, UsageError
 from megalfs.formats.hostport import HostPort
-from megalfs.net.sockets import UPGRADE_PATH
+from megalfs.net.handshake import UPGRADE_PATH
 from megalfs.node.identity import LocalIdentity
 
 __all__ = ["Guard", "make_token"]

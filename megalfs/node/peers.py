@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from megalfs.core.codec import encode
 from megalfs.core.effects import PeerId
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId
@@ -37,20 +36,19 @@ from megalfs.core.messages import (
 from megalfs.core.topology import Labels, Tier, tier_between
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError, UsageError
 from megalfs.formats.hostport import HostPort
-from megalfs.net.framing import read_frame
-from megalfs.net.lanes import ReceiveLane, SendLane, send_frame
+from megalfs.net.handshake import answer_upgrade, dial, receive_hello, send_hello
+from megalfs.net.lanes import ReceiveLane, SendLane
 from megalfs.net.session import Session, open_control
 from megalfs.net.sinks import Progress, Sink
-from megalfs.net.sockets import SocketOptions, dial, switching_protocols, tune
+from megalfs.net.sockets import SocketOptions, tune
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
-from megalfs.node.threads import in_daemon_thread
 
 __all__ = ["HubOptions", "PeerHub", "SwarmEnd"]
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 10.0
 SESSIONS_MAX = 256
 # A node that sent wrong bytes stays out for this long; after a restart of either side it may try again.
 BAN_S = 600.0
@@ -142,11 +140,11 @@ class PeerHub:
     async def _dial(self, host: str, port: int) -> Session:
         nonce = secrets.token_bytes(NONCE_BYTES)
         session_key = secrets.token_bytes(16)
-        upgraded = await in_daemon_thread(dial, host, port, nonce=nonce, options=self._options.socket)
+        upgraded = await dial(host, port, nonce=nonce, options=self._options.socket)
         sock = upgraded.sock
         try:
-            hello = self._hello(Role.CONTROL, session_key, signed_nonce=upgraded.nonce)
-            their_hello = await asyncio.to_thread(_exchange_hello, sock, hello)
+            await send_hello(sock, self._hello(Role.CONTROL, session_key, signed_nonce=upgraded.nonce))
+            their_hello = await receive_hello(sock)
             self._check_hello(their_hello, nonce)
             reader, writer = await open_control(sock)
         except BaseException:
@@ -168,8 +166,10 @@ class PeerHub:
     async def _accept(self, sock: socket.socket, nonce: bytes) -> None:
         our_nonce = secrets.token_bytes(NONCE_BYTES)
         try:
+            sock.setblocking(False)
             tune(sock, self._options.socket)
-            hello = await asyncio.to_thread(_greet, sock, our_nonce)
+            await answer_upgrade(sock, our_nonce)
+            hello = await receive_hello(sock)
             if hello.role is Role.CONTROL:
                 await self._accept_control(sock, hello, nonce, our_nonce)
             else:
@@ -186,7 +186,7 @@ class PeerHub:
             raise TemporaryError(f"{self._options.sessions_max} sessions are open already")
         host = str(sock.getpeername()[0])
         answer = self._hello(Role.CONTROL, hello.session, signed_nonce=nonce)
-        await asyncio.to_thread(send_frame, sock, encode(answer))
+        await send_hello(sock, answer)
         reader, writer = await open_control(sock)
         shown = host.removeprefix("::ffff:")
         name = hello.advertise or (f"[{shown}]:{hello.port}" if ":" in shown else f"{shown}:{hello.port}")
@@ -272,7 +272,7 @@ class PeerHub:
             lanes += [*session.receive_lanes, *session.send_lanes]
         for task in list(self._tasks):
             with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-                await asyncio.wait_for(task, HANDSHAKE_TIMEOUT_S)
+                await asyncio.wait_for(task, CLOSE_TIMEOUT_S)
 
     # --- handshake -----------------------------------------------------------------------------------
 
@@ -326,10 +326,10 @@ class PeerHub:
         host, port = session.dialled
         hello = self._hello(role, session.session_key)
         try:
-            upgraded = await asyncio.to_thread(
-                dial, host, port, nonce=secrets.token_bytes(NONCE_BYTES), options=self._options.socket
+            upgraded = await dial(
+                host, port, nonce=secrets.token_bytes(NONCE_BYTES), options=self._options.socket
             )
-            await asyncio.to_thread(send_frame, upgraded.sock, encode(hello))
+            await send_hello(upgraded.sock, hello)
         except MegalfsError as error:
             session.close(f"no data connection: {error}")
             return
@@ -451,30 +451,3 @@ def require_dialer(session: Session) -> None:
     """Only the side that dialled can open more connections."""
     if not session.is_dialer:
         raise RemoteProtocolError("asked to open connections by the side that opens them")
-
-
-def _exchange_hello(sock: socket.socket, hello: Hello) -> Hello:
-    """Sends ours, reads theirs; blocking, with a time-out."""
-    sock.settimeout(HANDSHAKE_TIMEOUT_S)
-    send_frame(sock, encode(hello))
-    answer = _read_hello(sock)
-    sock.settimeout(None)
-    return answer
-
-
-def _greet(sock: socket.socket, our_nonce: bytes) -> Hello:
-    """Answers 101 and reads the hello of who dialled; blocking, with a time-out."""
-    sock.settimeout(HANDSHAKE_TIMEOUT_S)
-    send_frame(sock, switching_protocols(our_nonce))
-    hello = _read_hello(sock)
-    sock.settimeout(None)
-    return hello
-
-
-def _read_hello(sock: socket.socket) -> Hello:
-    message = read_frame(sock)
-    if not isinstance(message, Hello):
-        raise RemoteProtocolError("the first message is not a hello")
-    if message.version != 1:
-        raise RemoteProtocolError(f"peer protocol version {message.version}; this node speaks 1")
-    return message

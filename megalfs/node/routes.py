@@ -8,7 +8,6 @@ ending the body.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import socket
@@ -30,7 +29,7 @@ from megalfs.errors import (
     StoreError,
     UsageError,
 )
-from megalfs.net.sockets import NONCE_HEADER, PROTOCOL, UPGRADE_PATH
+from megalfs.net.handshake import NONCE_HEADER, PROTOCOL, UPGRADE_PATH
 from megalfs.node import status as node_status
 from megalfs.node.holdings import Holding, holding_of
 
@@ -319,8 +318,6 @@ class Routes:
         # for our 101 before it says a word, so the server's parser holds no byte of it either.
         sock = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         transport.abort()
-        with contextlib.suppress(OSError):
-            sock.setblocking(True)
         self._node.hub.accept(sock, nonce)
         return web.Response()
 

@@ -1,0 +1,177 @@
+"""The opening of peer connections, on the event loop: no thread waits for a stranger.
+
+A connection starts as HTTP/1.1 so that one port serves browsers, curl and peers: `GET /v1/peer` with
+`Upgrade: megalfs/1` is answered by 101, and from the next byte on both sides speak length-prefixed frames
+(RFC 9110 section 7.8). Sixteen nodes that dial each other at once fill any small pool of threads with calls
+that wait for one another: that way a swarm of 16 reached half of its bound, and sessions were given up.
+
+Sockets are non-blocking here; what goes on in a thread makes its own blocking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from dataclasses import dataclass
+
+from megalfs.core.codec import FRAME_BYTES_MAX, Decoder, encode
+from megalfs.core.messages import Hello
+from megalfs.errors import RemoteProtocolError, TemporaryError
+from megalfs.net.sockets import SocketOptions, tune
+
+__all__ = [
+    "NONCE_HEADER",
+    "PROTOCOL",
+    "UPGRADE_PATH",
+    "Upgraded",
+    "answer_upgrade",
+    "dial",
+    "receive_hello",
+    "send_hello",
+]
+
+PROTOCOL = "megalfs/1"
+UPGRADE_PATH = "/v1/peer"
+NONCE_HEADER = "Megalfs-Nonce"
+# Three SYN retransmissions (1 + 2 + 4 s) is what a lossy but living path needs; more is a dead host.
+CONNECT_TIMEOUT_S = 7.0
+HANDSHAKE_TIMEOUT_S = 10.0
+RESPONSE_BYTES_MAX = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """A raw connection after the 101, and the nonce that the other side wants signed."""
+
+    sock: socket.socket
+    nonce: bytes
+
+
+async def dial(host: str, port: int, *, nonce: bytes, options: SocketOptions) -> Upgraded:
+    """Connects to a node and upgrades to the peer protocol.
+
+    Raises:
+        TemporaryError: nobody answers there.
+        RemoteProtocolError: something answers that is not a megalfs node.
+    """
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    sock = await _connect(host, port, where)
+    request = (
+        f"GET {UPGRADE_PATH} HTTP/1.1\r\nHost: {where}\r\nConnection: Upgrade\r\n"
+        f"Upgrade: {PROTOCOL}\r\n{NONCE_HEADER}: {nonce.hex()}\r\n\r\n"
+    )
+    try:
+        tune(sock, options)
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_sendall(sock, request.encode("ascii"))
+            return Upgraded(sock, await _read_switching(sock, where))
+    except OSError as error:  # a TimeoutError is one
+        sock.close()
+        raise TemporaryError(f"peer {where} did not answer: {error.strerror or 'timed out'}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def answer_upgrade(sock: socket.socket, nonce: bytes) -> None:
+    """Sends the 101 of the listening side, after which it reads frames. Raises TemporaryError."""
+    head = (
+        f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+        f"Upgrade: {PROTOCOL}\r\n{NONCE_HEADER}: {nonce.hex()}\r\n\r\n"
+    )
+    await _send(sock, head.encode("ascii"))
+
+
+async def send_hello(sock: socket.socket, hello: Hello) -> None:
+    """Sends our first frame. Raises TemporaryError."""
+    await _send(sock, encode(hello))
+
+
+async def receive_hello(sock: socket.socket) -> Hello:
+    """Reads exactly the other side's first frame, and nothing after it.
+
+    Raises:
+        TemporaryError: the connection ended, or nothing comes.
+        RemoteProtocolError: the frame is something else.
+    """
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            head = await _receive_exactly(sock, 4)
+            size = int.from_bytes(head, "big")
+            if not 0 < size <= FRAME_BYTES_MAX:
+                raise RemoteProtocolError(f"a frame of {size} bytes")
+            messages = Decoder().feed(head + await _receive_exactly(sock, size))
+    except OSError as error:
+        raise TemporaryError(f"the peer said no hello: {error.strerror or 'timed out'}") from error
+    if len(messages) != 1 or not isinstance(messages[0], Hello):
+        raise RemoteProtocolError("the first message is not a hello")
+    if messages[0].version != 1:
+        raise RemoteProtocolError(f"peer protocol version {messages[0].version}; this node speaks 1")
+    return messages[0]
+
+
+async def _connect(host: str, port: int, where: str) -> socket.socket:
+    """A connected non-blocking socket: of the addresses of a name, the first that answers."""
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TemporaryError(f"peer {where} cannot be reached: {error.strerror or error}") from error
+    for family, kind, protocol, _, address in found:
+        sock = socket.socket(family, kind, protocol)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.sock_connect(sock, address)
+            return sock
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+    reason = (failure.strerror if failure else "no address") or "timed out"
+    raise TemporaryError(f"peer {where} cannot be reached: {reason}") from failure
+
+
+async def _read_switching(sock: socket.socket, where: str) -> bytes:
+    """Reads the response head a byte at a time, because frames of the peer may follow it at once."""
+    head = bytearray()
+    while not head.endswith(b"\r\n\r\n"):
+        if len(head) >= RESPONSE_BYTES_MAX:
+            raise RemoteProtocolError(f"peer {where} answers with an endless header")
+        byte = await asyncio.get_running_loop().sock_recv(sock, 1)
+        if not byte:
+            raise TemporaryError(f"peer {where} closed the connection")
+        head += byte
+    status, *fields = head[:-4].decode("latin-1").split("\r\n")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)}
+    if status.split(" ")[1:2] != ["101"] or headers.get("upgrade", "").lower() != PROTOCOL:
+        raise RemoteProtocolError(f"{where} is not a megalfs node ({status[:60]!r})")
+    try:
+        return bytes.fromhex(headers.get(NONCE_HEADER.lower(), ""))
+    except ValueError as error:
+        raise RemoteProtocolError(f"{where} sent a nonce that is not hex") from error
+
+
+async def _send(sock: socket.socket, octets: bytes) -> None:
+    try:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await asyncio.get_running_loop().sock_sendall(sock, octets)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sock.close()
+        raise TemporaryError(f"the connection broke: {error.strerror or 'timed out'}") from error
+
+
+async def _receive_exactly(sock: socket.socket, size: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    while len(received) < size:
+        block = await loop.sock_recv(sock, size - len(received))
+        if not block:
+            raise TemporaryError("the connection was closed in the middle of a message")
+        received += block
+    return bytes(received)
