@@ -372,6 +372,53 @@ def test_bytes_that_come_after_a_cancel_are_still_taken() -> None:
     assert solo.effects(Ban) == []
 
 
+# -- taking back what waits
+
+
+def waiting() -> tuple[Solo, PeerId, PeerId]:
+    """A run waits at the first peer; the second, which holds it too, is idle and was asked to take it over."""
+    solo = Solo("    ", **ONE)
+    busy, idle = solo.join(1, "x   "), solo.join(2)
+    assert solo.effects(Fetch) == [Fetch(busy, 0, 1)]
+    solo.wait(0.4)  # longer than a run is thought to take
+    solo.hear(idle, HaveRuns(MANIFEST, (Run(0, 1),)))
+    return solo, busy, idle
+
+
+def test_a_run_that_waits_is_taken_back_and_asked_of_an_idle_peer() -> None:
+    solo, busy, idle = waiting()
+    assert [effect for effect in solo.swarm.effects() if not isinstance(effect, Send)] == [Cancel(busy, 0, 1)]
+    solo.hear(busy, Reject(MANIFEST, 0, 1, RejectReason.RECALLED))
+    assert solo.effects(Fetch) == [Fetch(idle, 0, 1)]
+
+
+def test_a_run_that_has_begun_meanwhile_is_not_fetched_twice() -> None:
+    solo, busy, _ = waiting()
+    solo.deliver(busy, Run(0, 1))
+    solo.wait(1.0)
+    assert solo.effects(Fetch) == []
+    assert solo.swarm.counters.duplicate_bytes == 0
+
+
+def test_a_run_taken_back_for_a_peer_that_left_is_asked_again() -> None:
+    solo, busy, idle = waiting()
+    solo.swarm.disconnected(idle, now=solo.now)
+    solo.hear(busy, Reject(MANIFEST, 0, 1, RejectReason.RECALLED))
+    assert solo.effects(Fetch) == [Fetch(busy, 0, 1)]
+
+
+def test_who_cancels_hears_what_had_not_begun() -> None:
+    solo = Solo("xxx", upload_slots=1)
+    leecher = solo.join(1, "   ")
+    for index in range(3):
+        solo.hear(leecher, Request(MANIFEST, index, 1))
+    assert solo.effects(Serve) == [Serve(leecher, 0, 1)]
+    for index in range(3):
+        solo.hear(leecher, CancelRequest(MANIFEST, index, 1))
+    told = [Reject(MANIFEST, index, 1, RejectReason.RECALLED) for index in (1, 2)]
+    assert solo.said(Reject) == [(leecher, reject) for reject in told]
+
+
 def test_strangers_are_ignored() -> None:
     solo = Solo("    ")
     gone = PeerId(9)

@@ -67,10 +67,10 @@ def test_a_queue_is_bounded_per_peer() -> None:
 def test_cancel_takes_what_has_not_begun_even_parts() -> None:
     uploads = make()
     uploads.request(A, Run(0, 10))
-    uploads.cancel(A, Run(4, 2))
+    assert uploads.cancel(A, Run(4, 2)) == [Run(4, 2)]
     assert uploads.next(per_peer=1) == (A, Run(0, 4))
     uploads.cancel(A, Run(0, 100))
-    uploads.cancel(B, Run(0, 100))
+    assert uploads.cancel(B, Run(0, 100)) == []
     assert uploads.next(per_peer=1) is None
 
 

@@ -270,7 +270,7 @@ def _read_join(payload: _Payload) -> Join:
 
 def _read_reject(payload: _Payload) -> Reject:
     manifest, run, reason = payload.manifest(), payload.run(), payload.u8()
-    if reason not in (RejectReason.NOT_HELD, RejectReason.BUSY, RejectReason.WITHDRAWN):
+    if reason not in set(RejectReason):
         raise RemoteProtocolError(f"unknown reason to reject: {reason}")
     return Reject(manifest, run.first, run.count, RejectReason(reason))
 

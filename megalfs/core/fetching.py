@@ -86,7 +86,7 @@ class Fetching:
     def begun(self, session: Session, run: Run, now: float) -> bool:
         """Data of a run is arriving; returns whether it may."""
         session.touched_at = now
-        session.stolen = 0
+        session.recalls = 0
         flight = session.flight_around(run)
         if flight is not None:
             self._note_begin(session, flight, now)
@@ -141,6 +141,18 @@ class Fetching:
         self._give_up(session, run)
         pause = min(params.snub_s_max, params.retry_s_min * 2.0 ** (session.failures - 1))
         self._pause(session, now + pause)
+
+    def recalled(self, session: Session, run: Run, now: float) -> None:
+        """The peer has not begun this run and will not send it: the idle peer that it was taken back for may."""
+        for flight in list(session.flights):
+            if flight.recalled_for is None:
+                continue  # what we cancelled for good
+            parts = self._take_out(session, flight, run)
+            session.recalls += bool(parts)
+            taker = self._state.sessions.get(flight.recalled_for)
+            if taker is not None:
+                self._take_over(taker, parts, now)
+        self.feed(session, now)
 
     def dropped(self, session: Session) -> None:
         """The peer is gone: all that it was asked for is wanted again."""
@@ -203,7 +215,7 @@ class Fetching:
             self.give_credit(session)
 
     def _ask(self, session: Session, run: Run, now: float) -> None:
-        if not session.flights and not session.stolen:
+        if not session.flights and not session.recalls:
             session.touched_at = now
         self._state.pieces.ask(run)
         session.flights.append(Flight(run, now, is_granted=False, remaining=[run]))
@@ -233,18 +245,20 @@ class Fetching:
 
     def _land(self, session: Session, run: Run, now: float) -> None:
         for flight in list(session.flights):
-            parts = [part.overlap(run) for part in flight.remaining]
-            if not any(parts):
-                continue
-            flight.remaining = [left for part in flight.remaining for left in part.minus(run)]
-            for part in parts:
-                if part is not None:
-                    self._state.pieces.unask(part)
-            if not flight.remaining:
-                self._finish(session, flight, now)
+            if self._take_out(session, flight, run) and not flight.remaining:
+                self._note_end(session, flight, now)
 
-    def _finish(self, session: Session, flight: Flight, now: float) -> None:
-        session.flights.remove(flight)
+    def _take_out(self, session: Session, flight: Flight, run: Run) -> list[Run]:
+        """What of the run this flight was to bring is no longer expected of it."""
+        parts = [part for each in flight.remaining if (part := each.overlap(run)) is not None]
+        for part in parts:
+            self._state.pieces.unask(part)
+        flight.remaining = [left for each in flight.remaining for left in each.minus(run)]
+        if not flight.remaining:
+            session.flights.remove(flight)
+        return parts
+
+    def _note_end(self, session: Session, flight: Flight, now: float) -> None:
         took_s = now - flight.asked_at
         if not flight.is_granted:
             mean = took_s if self._mean_s is None else self._mean_s
@@ -266,14 +280,9 @@ class Fetching:
     def _cancel(self, session: Session, run: Run) -> None:
         """Stops waiting for `run` from this peer, and tells it so."""
         for flight in list(session.flights):
-            for part in [part.overlap(run) for part in flight.remaining]:
-                if part is not None:
-                    self._state.pieces.unask(part)
-                    session.cancelled.append(flight.run)
-                    self._state.effects.append(Cancel(session.peer, part.first, part.count))
-            flight.remaining = [left for part in flight.remaining for left in part.minus(run)]
-            if not flight.remaining:
-                session.flights.remove(flight)
+            for part in self._take_out(session, flight, run):
+                session.cancelled.append(flight.run)
+                self._state.effects.append(Cancel(session.peer, part.first, part.count))
         self.give_credit(session)
 
     def _pause(self, session: Session, until: float) -> None:
@@ -292,7 +301,7 @@ class Fetching:
     def _snub(self, session: Session, now: float) -> None:
         params = self._state.params
         self.counters.snubs += 1
-        session.stolen = 0
+        session.recalls = 0
         for flight in list(session.flights):
             self._cancel(session, flight.run)
         pause = min(params.snub_s_max, params.snub_s_min * 2.0**session.snubs)
@@ -319,27 +328,50 @@ class Fetching:
 
     def _use_idle(self, session: Session, now: float) -> None:
         """A peer that has nothing new for us can still take over what waits elsewhere."""
-        self._steal(session, now)
-        if not session.flights and not self._state.pieces.unasked:
+        if not self._recall(session, now) and not self._state.pieces.unasked:
             self._hedge(session, now)
 
-    def _steal(self, session: Session, now: float) -> None:
-        """Moves the oldest run that another peer has not begun to send: it waits in a longer queue there."""
-        patience_s = self._state.params.steal_factor * self.expected_s()
-        oldest: tuple[float, Session, Flight] | None = None
+    def _recall(self, session: Session, now: float) -> bool:
+        """Takes back the oldest run that another peer has not begun to send: it waits in a longer queue there.
+
+        The other peer says whether the word came in time, and only then is this one asked: to ask it at once
+        fetched 6 % of all bytes twice at N = 16. True while an answer is waited for.
+        """
+        patience_s = self._state.params.recall_factor * self.expected_s()
+        oldest: tuple[Session, Flight] | None = None
         for other in self._state.sessions.values():
             for flight in other.flights:
-                if flight.has_begun or flight.asked_at + patience_s > now or other.tier < session.tier:
+                if flight.has_begun:
                     continue
-                if (oldest is None or flight.asked_at < oldest[0]) and session.holds_all(flight.run):
-                    oldest = flight.asked_at, other, flight
-        if oldest is not None:
-            _, other, flight = oldest
-            run = flight.run
-            self._cancel(other, run)
-            other.stolen += 1
-            self._ask(session, run, now)
-            self._fill(other, now)
+                if flight.recalled_for == session.peer:
+                    return True
+                if self._may_recall(other, flight, session, before=now - patience_s) and (
+                    oldest is None or flight.asked_at < oldest[1].asked_at
+                ):
+                    oldest = other, flight
+        if oldest is None:
+            return False
+        other, flight = oldest
+        flight.recalled_for = session.peer
+        self._state.effects.append(Cancel(other.peer, *flight.run))
+        return True
+
+    def _may_recall(self, other: Session, flight: Flight, taker: Session, *, before: float) -> bool:
+        return (
+            flight.recalled_for is None
+            and flight.asked_at <= before
+            and other.kind is PeerKind.NODE  # an origin has no queue, and answers nothing
+            and other.tier >= taker.tier
+            and taker.holds_all(flight.run)
+        )
+
+    def _take_over(self, session: Session, parts: list[Run], now: float) -> None:
+        """Asks an idle peer for what was taken back for it, if it is still idle and that still missing."""
+        for run in parts:
+            is_wanted = bool(self._state.pieces.wanted[run.first : run.end].all())
+            if is_wanted and session.can_be_asked and not session.flights and session.holds_all(run):
+                self._ask(session, run, now)
+        self.feed(session, now)
 
     def _hedge(self, session: Session, now: float) -> None:
         """Asks an idle peer for the oldest run that has waited too long elsewhere."""

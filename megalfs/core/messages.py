@@ -54,6 +54,7 @@ class RejectReason(IntEnum):
     NOT_HELD = 1
     BUSY = 2
     WITHDRAWN = 3
+    RECALLED = 4  # not a refusal: the requester cancelled it, and it had not begun
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,9 @@ class SwarmParams:
     run took 0.17 s; 4 s at N=16, 0.67 s)."""
     timeout_s_initial: float = 3.0
     """Before the first run has come from anyone."""
-    steal_factor: float = 0.7
-    """A run that has not begun after this x the mean moves to an idle peer that holds it too: of sixty that
-    ask the first holder of a piece, most are better served by the next ones."""
+    recall_factor: float = 0.7
+    """A run that has not begun after this x the mean is taken back for an idle peer that holds it too: of
+    sixty that ask the first holder of a piece, most are better served by the next ones."""
     hedge_s_min: float = 0.2
     hedge_factor: float = 2.5
     """Endgame: a run older than this x the mean is asked twice (prototype: 0.4 s at N=8, 1 s at N=16)."""

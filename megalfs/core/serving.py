@@ -80,8 +80,9 @@ class Serving:
             self.go_on(now)
 
     def cancelled(self, session: Session, run: Run) -> None:
-        """A peer no longer wants a run."""
-        self._uploads.cancel(session.peer, run)
+        """A peer no longer wants a run; it hears what of it had not begun, so that it may ask elsewhere."""
+        for part in self._uploads.cancel(session.peer, run):
+            self._state.send(session, Reject(self._state.manifest, *part, RejectReason.RECALLED))
 
     def credited(self, session: Session, count: int, now: float) -> None:
         """A leecher takes more runs of our choice."""

@@ -42,6 +42,8 @@ class Flight:
     is_granted: bool
     remaining: list[Run]
     has_begun: bool = False
+    recalled_for: PeerId | None = None
+    """The idle peer that gets it if the one that was asked says that it has not begun."""
 
 
 class Promise(NamedTuple):
@@ -79,8 +81,8 @@ class Session:
     """Runs it may still send on credit that has ended since."""
     paused_until: float | None = None
     snubs: int = 0
-    stolen: int = 0
-    """Runs that were moved away from it since it last sent anything: they do not make it less silent."""
+    recalls: int = 0
+    """Runs that were taken back from it since it last sent anything: they do not make it less silent."""
     failures: int = 0
     delay_s: float | None = None
     last_end: int = 0

@@ -332,6 +332,9 @@ class Swarm:
         self._fetching.feed(session, now)
 
     def _heard_reject(self, session: Session, run: Run, reason: RejectReason, now: float) -> None:
+        if reason is RejectReason.RECALLED:
+            self._fetching.recalled(session, run, now)
+            return
         if session.flight_around(run) is None:
             return  # it crossed a cancel of ours
         if reason is not RejectReason.BUSY:

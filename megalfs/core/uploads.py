@@ -54,12 +54,18 @@ class Uploads:
         queue.append(run)
         return True
 
-    def cancel(self, peer: PeerId, run: Run) -> None:
-        """What of the run is still queued for the peer is not sent."""
-        queue = self._waiting.pop(peer, None)
-        left = [part for queued in queue or () for part in queued.minus(run)]
+    def cancel(self, peer: PeerId, run: Run) -> list[Run]:
+        """What of the run is still queued for the peer is not sent, and is returned."""
+        queue = self._waiting.get(peer)
+        gone = [part for queued in queue or () if (part := queued.overlap(run)) is not None]
+        if queue is None or not gone:
+            return []
+        left = deque(part for queued in queue for part in queued.minus(run))
         if left:
-            self._waiting[peer] = deque(left)
+            self._waiting[peer] = left
+        else:
+            del self._waiting[peer]
+        return gone
 
     def forget(self, peer: PeerId) -> None:
         """The peer is gone, with its requests and its slots."""
