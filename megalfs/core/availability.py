@@ -16,6 +16,8 @@ __all__ = ["Availability", "Counts"]
 
 Counts = npt.NDArray[np.uint16]
 
+_NEARER = {tier: tuple(other for other in Tier if other < tier) for tier in Tier}
+
 
 class Availability:
     """Copies of each piece among the peers that can be asked."""
@@ -85,7 +87,7 @@ class Availability:
 
     def is_full_nearer(self, tier: Tier) -> bool:
         """Whether a peer cheaper than `tier` holds everything, and gives it now or later."""
-        return any(self._full[nearer] or self._granters[nearer] for nearer in Tier if nearer < tier)
+        return any(self._full[nearer] or self._granters[nearer] for nearer in _NEARER[tier])
 
     def nearer(self, tier: Tier, low: int, high: int) -> Bits | None:
         """Which of the pieces low..high a peer cheaper than `tier` holds; None when there is no such peer."""

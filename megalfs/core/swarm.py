@@ -205,8 +205,11 @@ class Swarm:
 
     def next_timeout(self) -> float | None:
         """When `timeout` should be called, or None when only events matter."""
-        times = (self._news.due, self._fetching.due, self._serving.due)
-        return min((time for time in times if time is not None), default=None)
+        earliest = self._news.due
+        for due in (self._fetching.due, self._serving.due):
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest
 
     def effects(self) -> list[Effect]:
         """What is to be done since the last call, in order."""
@@ -386,3 +389,8 @@ class Swarm:
             is_paused=session.is_paused,
             rejected=session.rejected,
         )
+
+
+
+
+

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from dataclasses import dataclass
 
@@ -115,12 +116,8 @@ async def _connect(host: str, port: int, where: str) -> socket.socket:
     """A connected non-blocking socket: of the addresses of a name, the first that answers."""
     loop = asyncio.get_running_loop()
     failure: OSError | None = None
-    try:
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise TemporaryError(f"peer {where} cannot be reached: {error.strerror or error}") from error
-    for family, kind, protocol, _, address in found:
-        sock = socket.socket(family, kind, protocol)
+    for family, address in await _resolve(host, port, where):
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -136,20 +133,35 @@ async def _connect(host: str, port: int, where: str) -> socket.socket:
     raise TemporaryError(f"peer {where} cannot be reached: {reason}") from failure
 
 
+async def _resolve(host: str, port: int, where: str) -> list[tuple[int, tuple[object, ...]]]:
+    """Families and addresses of a name; an address needs no resolver, and no thread for one."""
+    try:
+        numeric = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise TemporaryError(f"peer {where} cannot be reached: {error.strerror or error}") from error
+        return [(family, address) for family, _, _, _, address in found]
+    return [(socket.AF_INET6 if numeric.version == 6 else socket.AF_INET, (host, port))]
+
+
 async def _read_switching(sock: socket.socket, where: str) -> bytes:
-    """Reads the response head a byte at a time, because frames of the peer may follow it at once."""
-    head = bytearray()
-    while not head.endswith(b"\r\n\r\n"):
+    """Reads the response head. Nothing may follow it: the other side waits for our hello."""
+    head = b""
+    while b"\r\n\r\n" not in head:
         if len(head) >= RESPONSE_BYTES_MAX:
             raise RemoteProtocolError(f"peer {where} answers with an endless header")
-        byte = await asyncio.get_running_loop().sock_recv(sock, 1)
-        if not byte:
+        block = await asyncio.get_running_loop().sock_recv(sock, RESPONSE_BYTES_MAX)
+        if not block:
             raise TemporaryError(f"peer {where} closed the connection")
-        head += byte
-    status, *fields = head[:-4].decode("latin-1").split("\r\n")
+        head += block
+    status, *fields = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)}
     if status.split(" ")[1:2] != ["101"] or headers.get("upgrade", "").lower() != PROTOCOL:
         raise RemoteProtocolError(f"{where} is not a megalfs node ({status[:60]!r})")
+    if not head.endswith(b"\r\n\r\n"):
+        raise RemoteProtocolError(f"{where} speaks before it was spoken to")
     try:
         return bytes.fromhex(headers.get(NONCE_HEADER.lower(), ""))
     except ValueError as error:

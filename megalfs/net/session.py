@@ -13,19 +13,19 @@ import queue
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from megalfs.core.codec import Decoder, encode
 from megalfs.core.ids import ManifestId
 from megalfs.core.messages import Hello, Message
-from megalfs.errors import TemporaryError
+from megalfs.errors import MegalfsError, TemporaryError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.lanes import ReceiveLane, SendLane, Upload
 
-__all__ = ["CONTROL_QUEUE_BYTES_MAX", "Session", "SessionTotals", "open_control"]
+__all__ = ["CONTROL_QUEUE_BYTES_MAX", "Control", "Session", "SessionTotals", "open_control"]
 
 # Haves of a large pull are some hundred bytes a second; a megabyte unread means that the peer is gone.
 CONTROL_QUEUE_BYTES_MAX = 4 << 20
-READ_BYTES = 256 * 1024
 
 
 @dataclass(slots=True)
@@ -37,6 +37,57 @@ class SessionTotals:
     rejected_count: int = 0
 
 
+class Control(asyncio.Protocol):
+    """The control connection. What comes is taken where the loop reads it: a task and a stream reader between
+    the two cost a tenth of a node's time with fifteen peers.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._decoder = Decoder()
+        self._received: Callable[[Message], None] | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def read(self, received: Callable[[Message], None]) -> None:
+        """Feeds every message to `received` until the connection ends.
+
+        Raises:
+            OSError: the connection broke.
+            MegalfsError: of the decoder, or of `received`; then nothing more is read.
+        """
+        self._received = received
+        self.transport.resume_reading()
+        await self._ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.pause_reading()  # until somebody reads
+
+    def data_received(self, data: bytes) -> None:
+        assert self._received is not None
+        try:
+            for message in self._decoder.feed(data):
+                if self.transport.is_closing():
+                    return
+                self._received(message)
+        except MegalfsError as error:
+            self._end(error)
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc if self._received is not None else None)  # nobody waits for the end of an unread one
+
+    def _end(self, error: Exception | None) -> None:
+        if self._ended.done():
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+
 @dataclass(eq=False)
 class Session:
     """One peer. Created after the handshake; owned by the event loop.
@@ -46,6 +97,7 @@ class Session:
         name: `host:port` as people know the peer: what was dialled, or where it says it listens.
         is_dialer: whether we opened the connections.
         dialled: what we dialled, when we did.
+        source: where the peer came from, when it dialled us, with the port that it says it listens on.
         address: where others may dial the peer, as far as we know; None for one that does not listen.
     """
 
@@ -54,9 +106,9 @@ class Session:
     hello: Hello
     session_key: bytes
     is_dialer: bool
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
+    control: Control
     dialled: tuple[str, int] | None = None
+    source: tuple[str, int] | None = None
     address: HostPort | None = None
     totals: SessionTotals = field(default_factory=SessionTotals)
     uploads: queue.SimpleQueue[Upload | None] = field(default_factory=queue.SimpleQueue)
@@ -81,8 +133,8 @@ class Session:
         """As `send`, for news that many peers get: encoded once."""
         if self.is_closed:
             return
-        self.writer.write(frame)
-        transport = self.writer.transport
+        transport = self.control.transport
+        transport.write(frame)
         if transport.get_write_buffer_size() > CONTROL_QUEUE_BYTES_MAX:
             self.close("does not read what it is sent")
 
@@ -100,16 +152,10 @@ class Session:
             RemoteProtocolError: the peer broke the protocol.
             TemporaryError: the connection broke.
         """
-        decoder = Decoder()
-        while not self.is_closed:
-            try:
-                block = await self.reader.read(READ_BYTES)
-            except OSError as error:
-                raise TemporaryError(f"the connection broke: {error.strerror or error}") from error
-            if not block:
-                return
-            for message in decoder.feed(block):
-                received(self, message)
+        try:
+            await self.control.read(partial(received, self))
+        except OSError as error:
+            raise TemporaryError(f"the connection broke: {error.strerror or error}") from error
 
     def close(self, reason: str) -> None:
         """Ends the session and all its lanes at once."""
@@ -117,7 +163,7 @@ class Session:
             return
         self.closed.set()
         self.closing_reason = reason
-        self.writer.transport.abort()
+        self.control.transport.abort()
         for lane in self.receive_lanes:
             lane.shut()
         for sender in self.send_lanes:
@@ -134,7 +180,7 @@ class Session:
                     upload.served(False)
 
 
-async def open_control(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def open_control(sock: socket.socket) -> Control:
     """Hands a connected socket to the event loop."""
-    sock.setblocking(False)
-    return await asyncio.open_connection(sock=sock)
+    _, control = await asyncio.get_running_loop().create_connection(Control, sock=sock)
+    return control

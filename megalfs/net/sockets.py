@@ -17,7 +17,7 @@ from megalfs.errors import TemporaryError
 __all__ = ["SocketOptions", "abort", "receive_exactly", "set_receive_timeout", "tune"]
 
 # How long a slow granule may keep the scheduler without a sign of life; far below its shortest patience.
-RECEIVE_TIMEOUT_S = 0.25
+RECEIVE_TIMEOUT_S = 0.5
 # Unsent bytes the kernel may hold before it calls the socket unwritable. Small, so that a cancelled or
 # late-bound upload is not already queued; the congestion window itself is untouched.
 NOTSENT_LOWAT_BYTES = 256 * 1024

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.manifest import Manifest
+from megalfs.core.messages import PeerAddress
 from megalfs.core.params import SwarmParams
 from megalfs.core.topology import Tier
 from megalfs.errors import BusyError, MegalfsError
@@ -43,6 +44,8 @@ FLUSH_INTERVAL_S_MAX = 0.2
 FLUSH_SHARE = 0.02
 # How long peers have to say what they hold before an origin is asked.
 ORIGIN_PATIENCE_S = 1.0
+LET_DIAL_S = 1.0
+EXCHANGED_MAX = 200
 RECONNECT_S_MIN = 0.5
 RECONNECT_S_MAX = 30.0
 
@@ -133,6 +136,7 @@ class Attempt:
         self._local: threading.Thread | None = None
         self._sink = _PartialSink(manifest, partial, self._failed)
         self.source = PartialSource(partial.fd)
+        self.exchanged: list[HostPort] = []  # peers of this swarm that others told us of
         self._dials: dict[HostPort, _Dial] = {}
         self._origins: set[str] = set()
         self._flusher: asyncio.Task[None] | None = None
@@ -247,7 +251,7 @@ class Attempt:
             origins: the headers that go with each URL.
         """
         now = self._loop.time()
-        for address in peers:
+        for address in (*peers, *self.exchanged):
             dial = self._dials.setdefault(address, _Dial())
             if dial.task is None and now >= dial.not_before:
                 dial.task = asyncio.create_task(self._join(address, dial))
@@ -262,6 +266,20 @@ class Attempt:
                     limiter=self._node.limits.down(Tier.ORIGIN),
                     headers=headers,
                 )
+
+    def told(self, peers: Sequence[PeerAddress]) -> None:
+        """Peer exchange named others of this swarm: of each two, the one with the lower instance id dials.
+
+        The other one dials too when that has brought no session within a second: the first may not have heard.
+        """
+        now = self._loop.time()
+        for peer in peers:
+            address = HostPort(peer.host, peer.port)
+            if address not in self._dials and len(self.exchanged) < EXCHANGED_MAX:
+                is_ours = self._node.hub.instance < peer.instance
+                self._dials[address] = _Dial(not_before=now if is_ours else now + LET_DIAL_S)
+                self.exchanged.append(address)
+        self._changed()
 
     def _has_heard_peers(self, now: float) -> bool:
         """Whether origins may come in: they are asked for what no peer has, so peers speak first."""

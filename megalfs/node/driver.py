@@ -294,8 +294,7 @@ class SwarmDriver:
 
     def _progressed(self, peer: PeerId, size: int) -> None:
         if not self._is_closed:
-            self.swarm.progressed(peer, size, now=self._loop.time())
-            self._step()
+            self.swarm.progressed(peer, size, now=self._loop.time())  # wants nothing: it only buys time
 
     def found(self, first: int, count: int) -> None:
         """Pieces were found on this disk and are in the partial."""
@@ -350,12 +349,17 @@ class SwarmDriver:
                     self._perform(effect)
         finally:
             self._is_draining = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         deadline = self.swarm.next_timeout()
         if deadline is not None and not self._is_closed:
-            self._timer = self._loop.call_at(max(deadline, self._loop.time()), self._timed_out)
+            self._wake_at(deadline)
+
+    def _wake_at(self, deadline: float) -> None:
+        # Most deadlines only move away, and waking early does no harm: the timer is set anew when it goes off.
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None

@@ -24,7 +24,7 @@ from megalfs.core.bitfield import Bitfield
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import Manifest
-from megalfs.core.messages import Join, Peers
+from megalfs.core.messages import Join, PeerAddress, Peers
 from megalfs.core.names import SignedName
 from megalfs.core.params import SwarmParams
 from megalfs.core.topology import Labels
@@ -124,7 +124,7 @@ class Node:
         self.announcer = Announcer(self)
         self.neighbours = Neighbours(self.hub.instance.hex())
         self.services = [make(self) for make in services]
-        self.peer_listeners: dict[ManifestId, Callable[[list[HostPort]], None]] = {}
+        self.peer_listeners: dict[ManifestId, Callable[[Sequence[PeerAddress]], None]] = {}
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.started_at = self._loop.time()
@@ -347,13 +347,7 @@ class Node:
     def _exchanged(self, _: Session, message: Peers) -> None:
         listener = self.peer_listeners.get(message.manifest)
         if listener is not None and self.settings.discover:
-            listener(
-                [
-                    HostPort(peer.host, peer.port)
-                    for peer in message.peers
-                    if peer.instance != self.hub.instance
-                ]
-            )
+            listener([peer for peer in message.peers if peer.instance != self.hub.instance])
 
     def make_rng(self) -> Random:
         """A generator for one swarm, seeded from ours."""

@@ -38,7 +38,7 @@ from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError, Us
 from megalfs.formats.hostport import HostPort
 from megalfs.net.handshake import answer_upgrade, dial, receive_hello, send_hello
 from megalfs.net.lanes import ReceiveLane, SendLane
-from megalfs.net.session import Session, open_control
+from megalfs.net.session import Control, Session, open_control
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.sockets import SocketOptions, tune
 from megalfs.node.identity import LocalIdentity
@@ -128,7 +128,7 @@ class PeerHub:
             RemoteProtocolError: not a megalfs node, or it broke the protocol.
         """
         for session in self.sessions.values():
-            if session.dialled == (host, port) and not session.is_closed:
+            if (host, port) in (session.dialled, session.source) and not session.is_closed:
                 return session
         task = self._dialling.get((host, port))
         if task is None:
@@ -146,13 +146,13 @@ class PeerHub:
             await send_hello(sock, self._hello(Role.CONTROL, session_key, signed_nonce=upgraded.nonce))
             their_hello = await receive_hello(sock)
             self._check_hello(their_hello, nonce)
-            reader, writer = await open_control(sock)
+            control = await open_control(sock)
         except BaseException:
             sock.close()
             raise
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         session = self._register(
-            their_hello, name, session_key, reader, writer, is_dialer=True, dialled=(host, port)
+            their_hello, name, session_key, control, is_dialer=True, dialled=(host, port)
         )
         session.address = HostPort(host, port)
         return session
@@ -187,10 +187,11 @@ class PeerHub:
         host = str(sock.getpeername()[0])
         answer = self._hello(Role.CONTROL, hello.session, signed_nonce=nonce)
         await send_hello(sock, answer)
-        reader, writer = await open_control(sock)
+        control = await open_control(sock)
         shown = host.removeprefix("::ffff:")
         name = hello.advertise or (f"[{shown}]:{hello.port}" if ":" in shown else f"{shown}:{hello.port}")
-        session = self._register(hello, name, hello.session, reader, writer, is_dialer=False, dialled=None)
+        session = self._register(hello, name, hello.session, control, is_dialer=False, dialled=None)
+        session.source = (shown, hello.port)
         session.address = session.address or _address_of(hello, shown)
 
     def _accept_lane(self, sock: socket.socket, hello: Hello) -> None:
@@ -211,21 +212,18 @@ class PeerHub:
         hello: Hello,
         name: str,
         session_key: bytes,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        control: Control,
         *,
         is_dialer: bool,
         dialled: tuple[str, int] | None,
     ) -> Session:
-        session = Session(
-            self.next_peer_id(), name, hello, session_key, is_dialer, reader, writer, dialled=dialled
-        )
+        session = Session(self.next_peer_id(), name, hello, session_key, is_dialer, control, dialled=dialled)
         for other in list(self.sessions.values()):
             if other.hello.instance == hello.instance:
                 # Both sides dialled at once: both keep the one that the lower instance id dialled.
                 ours_is_lower = self.instance < hello.instance
                 if other.is_dialer == session.is_dialer or other.is_dialer == ours_is_lower:
-                    writer.transport.abort()
+                    control.transport.abort()
                     return other
                 other.close("replaced by the session that the other side dialled")
         self.sessions[session.id] = session

@@ -157,7 +157,7 @@ class Pull:
             self._node, candidate, manifest, partial, is_shared=self.request.is_shared, changed=self._wake.set
         )
         self._attempt = attempt
-        self._node.peer_listeners[manifest.id] = self._sources.add
+        self._node.peer_listeners[manifest.id] = attempt.told
         outcome = None
         try:
             await attempt.start([self.request.target])
@@ -169,6 +169,8 @@ class Pull:
             self._base = self.counts()
             self._attempt = None
             self._node.peer_listeners.pop(manifest.id, None)
+            if outcome is not Outcome.PROVEN:
+                self._sources.add(attempt.exchanged)
             await attempt.close()
             if outcome is not Outcome.PROVEN or not self.request.keeps_seeding:
                 self._node.remove_swarm(manifest.id)
@@ -186,6 +188,8 @@ class Pull:
                 (each for each in ranked if each.manifest_id == attempt.manifest.id), attempt.candidate
             )
             attempt.recruit(mine.peers, origins=self._origins)
+            if attempt.idle_s > DRY_S:  # whoever takes part in this swarm may know other manifests
+                self._sources.add(attempt.exchanged)
             others = [each for each in ranked if each.manifest_id != attempt.manifest.id]
             is_dry = not (attempt.driver.source_count or attempt.is_dialling or attempt.is_local_busy)
             if others and (outcome is Outcome.STARVED or (is_dry and attempt.idle_s > DRY_S)):
