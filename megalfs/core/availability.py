@@ -61,6 +61,10 @@ class Availability:
         """A peer already added holds the pieces from `first` on where `new` is set."""
         self._row(tier)[first : first + len(new)] += new
 
+    def gain_one(self, tier: Tier, index: int) -> None:
+        """A peer already added holds one piece more."""
+        self._row(tier)[index] += 1
+
     def lose(self, tier: Tier, first: int, gone: Bits) -> None:
         """A peer already added no longer holds the pieces from `first` on where `gone` is set."""
         self._row(tier)[first : first + len(gone)] -= gone

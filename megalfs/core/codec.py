@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import assert_never
 
 from megalfs.core.bitfield import Run
@@ -207,7 +208,7 @@ class _Payload:
         return value
 
     def manifest(self) -> ManifestId:
-        return ManifestId(self.take(DIGEST_BYTES))
+        return _manifest_id(self.take(DIGEST_BYTES))
 
     def run(self) -> Run:
         first, count = _RUN.unpack(self.take(_RUN.size))
@@ -237,6 +238,10 @@ class _Payload:
         if value > 1:
             raise RemoteProtocolError(f"neither true nor false: {value}")
         return value == 1
+
+
+# Nearly every frame of a session names the same manifest.
+_manifest_id = lru_cache(maxsize=64)(ManifestId)
 
 
 def _checked_run(first: int, count: int) -> Run:

@@ -67,11 +67,11 @@ class News:
             self._state.send(session, Lost(manifest, tuple(runs[at : at + HAVE_RUNS_MAX])))
 
     def _delay_s(self, rate: float) -> float:
-        # Many peers: fewer, larger batches, as long as they are small against the time of the whole pull;
-        # 30 ms of age cost 64 nodes a quarter of a pull of 3 s.
+        # Many peers: fewer, larger batches, as long as their age is small against the time of one run; 30 ms
+        # cost 64 nodes a quarter of a pull of 3 s.
         params = self._state.params
         many = params.have_delay_per_peer_s * len(self._state.sessions)
-        patience = relay_bytes_max(self._state) / rate if rate > 0 else many
+        patience = params.have_delay_share * relay_bytes_max(self._state) / rate if rate > 0 else many
         return max(params.have_delay_s, min(many, patience))
 
     def _tell(self, runs: list[Run], *, to_seeders: bool) -> None:

@@ -42,8 +42,10 @@ class SwarmParams:
     # -- haves
     have_delay_s: float = 0.005
     """Haves are pushed in batches of this age (prototype)."""
-    have_delay_per_peer_s: float = 0.0005
-    """From ten peers on, batches age by this per peer: at most 2,000 messages a second leave a node."""
+    have_delay_per_peer_s: float = 0.0015
+    """From four peers on, batches age by this per peer: at most 700 messages a second leave a node."""
+    have_delay_share: float = 0.25
+    """Yet by no more than this part of the time that the largest relayed run takes to arrive."""
     have_lazy_s: float = 0.2
     """For seeders that only keep statistics with it."""
 

@@ -87,11 +87,17 @@ class SwarmState:
         holds = session.holds
         assert holds is not None
         self._keep_promises(session, run)
-        new = ~holds.bits[run.first : run.end]
-        if not holds.add(run.first, run.count):
-            return False
-        if not session.is_paused:
-            self.availability.gain(session.tier, run.first, new)
+        if run.count == 1:  # most of what a node hears on slow links
+            if not holds.add_one(run.first):
+                return False
+            if not session.is_paused:
+                self.availability.gain_one(session.tier, run.first)
+        else:
+            new = ~holds.bits[run.first : run.end]
+            if not holds.add(run.first, run.count):
+                return False
+            if not session.is_paused:
+                self.availability.gain(session.tier, run.first, new)
         if holds.is_full:
             self.show(session, Shows.ALL)
         return True

@@ -389,8 +389,3 @@ class Swarm:
             is_paused=session.is_paused,
             rejected=session.rejected,
         )
-
-
-
-
-
