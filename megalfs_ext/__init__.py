@@ -51,7 +51,7 @@ _SHA256_BYTES_END = 1 << 61  # the length in bits must fit 64 bits (FIPS 180-4, 
 _REFERENCE = "reference"
 _COMPILED_NAMES = {
     "cdc": ("portable", "strips", "vbmi"),
-    "sha256": ("portable", "shani"),
+    "sha256": ("portable", "shani", "avx512", "shani+avx512"),
     "blake3": ("portable", "avx2", "avx512"),
 }
 
