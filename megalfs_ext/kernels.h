@@ -157,9 +157,9 @@ void sha256_store(uint8_t *bytes, const uint32_t state[8]);
 void sha256_finish(const sha256_kernel *kernel, const uint32_t state[8], slice tail, uint64_t total,
                    uint8_t *digest);
 void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests);
-/* failed[k] = 1 where segment k does not take state k to state k + 1.  */
-void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *states,
-                     uint8_t *failed);
+/* failed[k] = 1 where segment k does not take state k of `before` to state k of `after`.  */
+void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
+                     const uint8_t *after, uint8_t *failed);
 
 typedef struct {
     uint32_t state[8];

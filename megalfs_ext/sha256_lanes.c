@@ -207,7 +207,7 @@ void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t coun
 /* ---- segments of one chain, proven apart ---- */
 
 typedef struct {
-    const uint8_t *bytes, *states;
+    const uint8_t *bytes, *before, *after;
     size_t count, taken;
     uint8_t *failed;
 } segment_queue;
@@ -218,7 +218,7 @@ static bool segment_next(lane *self)
     if (self->index < queue->count) {
         uint8_t reached[SHA256_DIGEST];
         sha256_store(reached, self->state);
-        const uint8_t *claimed = queue->states + (self->index + 1) * SHA256_DIGEST;
+        const uint8_t *claimed = queue->after + self->index * SHA256_DIGEST;
         queue->failed[self->index] = memcmp(reached, claimed, sizeof reached) != 0;
     }
     if (queue->taken == queue->count) {
@@ -226,16 +226,16 @@ static bool segment_next(lane *self)
         return false;
     }
     self->index = queue->taken++;
-    sha256_load(self->state, queue->states + self->index * SHA256_DIGEST);
+    sha256_load(self->state, queue->before + self->index * SHA256_DIGEST);
     self->blocks = queue->bytes + self->index * SHA256_SEGMENT;
     self->count = SHA256_SEGMENT / SHA256_BLOCK;
     return true;
 }
 
-void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *states,
-                     uint8_t *failed)
+void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
+                     const uint8_t *after, uint8_t *failed)
 {
-    segment_queue queue = {bytes, states, count, 0, failed};
+    segment_queue queue = {bytes, before, after, count, 0, failed};
     lane lanes[SHA256_LANES];
     for (size_t i = 0; i < SHA256_LANES; i++) {
         lanes[i] = (lane){.next = segment_next, .owner = &queue, .index = count};
