@@ -3,12 +3,15 @@
     .venv/bin/python bench/bench_pull.py [--size-mib 1024] [--rounds 5] [--congestion reno]
 
 Every round runs every contender once, interleaved, because the machine is noisy; medians and the best are
-printed, with ratios to plain `curl -o file` from nginx. Both ends are counted in CPU seconds per GiB. The
-page cache is warm on both ends and nothing is synced to disk, for any contender. Rivals that are not
-installed are skipped, saying so.
+printed, with ratios to plain `curl -o file` from nginx and to libtorrent's CPU seconds. Both ends are counted
+in CPU seconds per GiB. The page cache is warm on both ends and nothing is synced to disk, for any contender.
 
-megalfs is timed as its `--json` summary says (from the call to the renamed file; interpreter start is shown
-apart), the others by wall clock around the process.
+BBR paces loopback, so as root everything runs in a network namespace of its own with `--congestion`, for
+rivals and megalfs alike; without root the system's stays, for all of them too.
+
+megalfs is timed as its `--json` summary says (from the call to the renamed file), the others by wall clock
+around the process; the whole process of megalfs, with the start of its interpreter, stands beside it. A round
+that is not counted comes first: it writes the bytecode, which an installed package has.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,13 +28,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from common import free_port, machine, make_model, table
+from common import machine, make_model, table
+from pull_rivals import Rival, rivals
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL_BYTES = 300_000
 
 
 @dataclass
@@ -52,6 +57,15 @@ class Contender:
     name: str
     run: Callable[[Path], Timing]
     timings: list[Timing] = field(default_factory=list)
+
+    def median(self, figure: str) -> float:
+        """The middle of one figure over all rounds."""
+        return statistics.median(getattr(timing, figure) for timing in self.timings)
+
+    @property
+    def best_s(self) -> float:
+        """The fastest round."""
+        return min(timing.seconds for timing in self.timings)
 
 
 def cpu_of(pid: int) -> float:
@@ -114,45 +128,62 @@ class PeakMemory:
 class Megalfs:
     """Seeders and pulls of megalfs."""
 
-    def __init__(self, directory: Path, model: Path, congestion: str, seeders: int) -> None:
+    def __init__(self, directory: Path, model: Path, small: Path, *, seeders: int) -> None:
         self.directory = directory
         self.env = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
-            "MEGALFS_CONGESTION": congestion,
+            "PYTHONPYCACHEPREFIX": str(directory / "bytecode"),
             "MEGALFS_DURABLE": "false",
             "NO_PROXY": "*",
             "MEGALFS_DISCOVER": "false",
         }
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.processes: list[subprocess.Popen[str]] = []
         self.ports: list[int] = []
         self.key = ""
+        self.oids: list[str] = []
         for index in range(seeders):
-            self._seed(model, index)
+            self._seed([model, small], index)
 
-    def _seed(self, model: Path, index: int) -> None:
-        argv = self._argv(f"seeder{index}", "seed", str(model), "--listen", "127.0.0.1:0", "--json")
+    def _seed(self, files: list[Path], index: int) -> None:
+        argv = self._argv(
+            f"seeder{index}", "seed", *map(str, files), "--listen", "127.0.0.1:0", "--json", "--quiet"
+        )
         process = subprocess.Popen(argv, env=self.env, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
+        self.oids.clear()
         for line in process.stdout:
             record = json.loads(line)
             if record.get("event") == "ready":
                 self.ports.append(record["port"])
                 self.key = self.key or record["key"]
                 break
-            self.oid = record["oid"]
+            self.oids.append(record["oid"])
         self.processes.append(process)
+
+    def contenders(self) -> list[Contender]:
+        """Both proofs, from one seeder and from three."""
+        return [
+            Contender(
+                f"megalfs, {proof}, {seeders} seeder{'s' if seeders > 1 else ''}",
+                partial(self.pull, seeders=seeders, is_trusted=proof == "trusted key"),
+            )
+            for seeders in (1, 3)
+            for proof in ("trusted key", "SHA-256 proof")
+        ]
 
     def _argv(self, root: str, *argv: str) -> list[str]:
         return [sys.executable, "-m", "megalfs", "--root", str(self.directory / root), *argv]
 
-    def pull(self, out: Path, *, seeders: int, is_trusted: bool) -> Timing:
+    def pull(self, out: Path, *, seeders: int, is_trusted: bool = True, is_small: bool = False) -> Timing:
         """One pull into a fresh root."""
         shutil.rmtree(self.directory / "puller", ignore_errors=True)
         peers = [word for port in self.ports[:seeders] for word in ("--peer", f"127.0.0.1:{port}")]
         keys = ["--key", self.key] if is_trusted else []
+        oid = self.oids[is_small]
         argv = self._argv(
-            "puller", "pull", self.oid, "-o", str(out), "--json", "--listen", "127.0.0.1:0", *peers, *keys
+            "puller", "pull", oid, "-o", str(out), "--json", "--listen", "127.0.0.1:0", *peers, *keys
         )
         servers = [process.pid for process in self.processes]
         timing, stdout = run_client(argv, env=self.env, servers=servers, out=out)
@@ -166,203 +197,109 @@ class Megalfs:
             process.wait()
 
 
-class Nginx:
-    """A private nginx that serves one directory on loopback."""
-
-    def __init__(self, directory: Path, served: Path) -> None:
-        self.port = free_port()
-        config = directory / "nginx.conf"
-        config.write_text(
-            f"daemon off; pid {directory}/nginx.pid; error_log {directory}/nginx.log; worker_processes 1; user root;\n"
-            f"events {{ worker_connections 64; }}\n"
-            f"http {{ sendfile on; tcp_nopush on; access_log off; client_body_temp_path {directory};\n"
-            f"proxy_temp_path {directory}; fastcgi_temp_path {directory}; uwsgi_temp_path {directory};\n"
-            f"scgi_temp_path {directory}; server {{ listen 127.0.0.1:{self.port}; root {served}; }} }}\n"
-        )
-        self.process = subprocess.Popen(["nginx", "-c", str(config), "-p", str(directory)])
-        wait_for_port(self.port)
-
-    def close(self) -> None:
-        """Ends it."""
-        self.process.terminate()
-        self.process.wait()
-
-
-def wait_for_port(port: int) -> None:
-    """Until something listens."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise SystemExit(f"nothing listens on port {port}")
-
-
-LIBTORRENT_CLIENT = """
-import sys, time, libtorrent as lt
-role, torrent, where, port, seed_port = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-s = lt.session({"listen_interfaces": f"127.0.0.1:{port}", "enable_dht": False, "enable_lsd": False,
-    "enable_upnp": False, "enable_natpmp": False, "allow_multiple_connections_per_ip": True, "alert_mask": 0})
-p = lt.add_torrent_params()
-p.ti = lt.torrent_info(torrent); p.save_path = where
-if role == "seed": p.flags |= lt.torrent_flags.seed_mode
-h = s.add_torrent(p)
-if role == "seed":
-    print("ready", flush=True); time.sleep(3600)
-h.connect_peer(("127.0.0.1", seed_port))
-while not h.status().is_seeding: time.sleep(0.005)
-"""
-
-
-def libtorrent_contender(directory: Path, model: Path) -> tuple[Contender | None, Callable[[], None]]:
-    """libtorrent as seed and leech, one process each; None when it is not installed."""
-    try:
-        import libtorrent as lt
-    except ImportError:
-        print("skipped: libtorrent (pip install libtorrent)")
-        return None, lambda: None
-    storage = lt.file_storage()
-    storage.add_file(model.name, model.stat().st_size)
-    torrent = lt.create_torrent(storage, 1 << 20)
-    lt.set_piece_hashes(torrent, str(model.parent))
-    path = directory / "model.torrent"
-    path.write_bytes(lt.bencode(torrent.generate()))
-    script = directory / "lt_client.py"
-    script.write_text(LIBTORRENT_CLIENT)
-    port = free_port()
-    seed = subprocess.Popen(
-        [sys.executable, str(script), "seed", str(path), str(model.parent), str(port), "0"],
-        stdout=subprocess.PIPE,
-    )
-    assert seed.stdout is not None
-    seed.stdout.readline()
-
-    def run(out: Path) -> Timing:
-        where = out.parent / "lt"
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir()
-        argv = [sys.executable, str(script), "leech", str(path), str(where), str(free_port()), str(port)]
-        timing, _ = run_client(argv, env=dict(os.environ), servers=[seed.pid], out=out)
-        shutil.rmtree(where)
-        return timing
-
-    def close() -> None:
-        seed.terminate()
-        seed.wait()
-
-    return Contender("libtorrent 2.x, 1 to 1", run), close
-
-
 def main() -> None:
     """Runs the rounds and prints the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--congestion", default="reno", help="for megalfs on loopback; empty: the system's")
+    parser.add_argument("--congestion", default="reno", help="of everybody, as root; empty: the system's")
     args = parser.parse_args()
+    if args.congestion:
+        enter_namespace(args.congestion)
     with tempfile.TemporaryDirectory(prefix="megalfs-bench-") as name:
         directory = Path(name)
         model = make_model(directory / "served" / "model.safetensors", args.size_mib)
-        contenders, closers = prepare(directory, model, args.congestion)
+        small = make_small(directory / "served" / "small.bin")
+        ours = Megalfs(directory, model, small, seeders=3)
+        others = list(rivals(directory, model))
         try:
+            contenders = [rival_contender(rival) for rival in others] + ours.contenders()
             run_rounds(contenders, directory / "out.bin", args.rounds)
+            waits = [ours.pull(directory / "out.bin", seeders=1, is_small=True) for _ in range(5)]
         finally:
-            for close in closers:
-                close()
+            ours.close()
+            for rival in others:
+                rival.close()
         print(machine())
         report(contenders, model.stat().st_size)
+        print(f"\na file of {SMALL_BYTES} bytes, whole process: best {min(t.wall_s for t in waits):.3f} s")
 
 
-def prepare(
-    directory: Path, model: Path, congestion: str
-) -> tuple[list[Contender], list[Callable[[], None]]]:
-    """Starts the servers of everybody who can run here."""
-    contenders: list[Contender] = []
-    closers: list[Callable[[], None]] = []
-    if shutil.which("nginx") and shutil.which("curl"):
-        nginx = Nginx(directory, model.parent)
-        closers.append(nginx.close)
-        url = f"http://127.0.0.1:{nginx.port}/{model.name}"
-        servers = [nginx.process.pid]
+def enter_namespace(congestion: str) -> None:
+    """Starts this program again in a network namespace with that congestion control, unless it is in one."""
+    if os.environ.get("MEGALFS_BENCH_INSIDE"):
+        return
+    setup = 'ip link set lo up && sysctl -q -w net.ipv4.tcp_congestion_control="$0"'
+    probe = ["unshare", "-n", "sh", "-c", setup, congestion]
+    try:
+        can = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        can = False
+    if not can:
+        print("no network namespace (needs root, unshare and iproute2): everybody runs with the system's TCP")
+        return
+    os.environ["MEGALFS_BENCH_INSIDE"] = "1"
+    os.execvp("unshare", [*probe[:4], f'{setup} && exec "$@"', congestion, sys.executable, *sys.argv])
 
-        def curl(out: Path) -> Timing:
-            argv = ["curl", "-s", "-o", str(out), url]
-            return run_client(argv, env=dict(os.environ), servers=servers, out=out)[0]
 
-        contenders.append(Contender("curl -o file, nginx (unverified)", curl))
-        if shutil.which("aria2c"):
+def make_small(path: Path) -> Path:
+    """What is pulled to see what a pull costs beside its bytes."""
+    path.write_bytes(os.urandom(SMALL_BYTES))
+    return path
 
-            def aria2(out: Path) -> Timing:
-                argv = ["aria2c", "-q", "-x8", "-s8", "-d", str(out.parent), "-o", out.name, url]
-                return run_client(argv, env=dict(os.environ), servers=servers, out=out)[0]
 
-            contenders.append(Contender("aria2c -x8 -s8, nginx (unverified)", aria2))
-        else:
-            print("skipped: aria2c (apt-get install aria2)")
-    else:
-        print("skipped: curl and nginx (apt-get install nginx curl)")
-    ours = Megalfs(directory, model, congestion, seeders=3)
-    closers.append(ours.close)
-    contenders += [
-        Contender("megalfs, trusted key, 1 seeder", lambda out: ours.pull(out, seeders=1, is_trusted=True)),
-        Contender(
-            "megalfs, SHA-256 proof, 1 seeder", lambda out: ours.pull(out, seeders=1, is_trusted=False)
-        ),
-        Contender("megalfs, trusted key, 3 seeders", lambda out: ours.pull(out, seeders=3, is_trusted=True)),
-        Contender(
-            "megalfs, SHA-256 proof, 3 seeders", lambda out: ours.pull(out, seeders=3, is_trusted=False)
-        ),
-    ]
-    if os.environ.get("MEGALFS_BENCH_QUICK"):
-        return contenders, closers
-    torrent, close = libtorrent_contender(directory, model)
-    closers.append(close)
-    if torrent is not None:
-        contenders.append(torrent)
-    return contenders, closers
+def rival_contender(rival: Rival) -> Contender:
+    """A rival, timed as a whole process."""
+
+    def run(out: Path) -> Timing:
+        return run_client(rival.argv(out), env=dict(os.environ), servers=rival.servers, out=out)[0]
+
+    return Contender(rival.name, run)
 
 
 def run_rounds(contenders: list[Contender], out: Path, rounds: int) -> None:
-    """Everybody once a round."""
-    for number in range(rounds):
+    """Everybody once a round, and once before that is not counted."""
+    for number in range(-1, rounds):
         for contender in contenders:
-            contender.timings.append(contender.run(out))
+            timing = contender.run(out)
+            if number >= 0:
+                contender.timings.append(timing)
             out.unlink(missing_ok=True)
         print(f"round {number + 1} of {rounds} done", file=sys.stderr)
 
 
 def report(contenders: list[Contender], size: int) -> None:
-    """Medians, the best, ratios to the first contender."""
-    rows = []
-    base = statistics.median(timing.seconds for timing in contenders[0].timings)
-    for contender in contenders:
-        median = statistics.median(timing.seconds for timing in contender.timings)
-        best = min(timing.seconds for timing in contender.timings)
-        cpu = statistics.median(timing.cpu_s for timing in contender.timings) * 2**30 / size
-        wall = statistics.median(timing.wall_s for timing in contender.timings)
-        peak = max(timing.rss_mib for timing in contender.timings)
-        rows.append(
-            [
-                contender.name,
-                f"{size / median / 1e6:.0f}",
-                f"{size / best / 1e6:.0f}",
-                f"{base / median:.2f}",
-                f"{cpu:.2f}",
-                f"{wall:.2f}",
-                f"{peak:.0f}",
-            ]
-        )
+    """Medians, the best, ratios to curl and to libtorrent where they ran."""
+    curl = next((each.median("seconds") for each in contenders if each.name.startswith("curl")), None)
+    torrent = next((each.median("cpu_s") for each in contenders if each.name.startswith("libtorrent")), None)
+    rows = [
+        [
+            each.name,
+            f"{size / each.median('seconds') / 1e6:.0f}",
+            f"{size / each.best_s / 1e6:.0f}",
+            _ratio(curl, each.median("seconds")),
+            _ratio(curl, each.median("wall_s")),
+            f"{each.median('cpu_s') * 2**30 / size:.2f}",
+            _ratio(each.median("cpu_s"), torrent),
+            f"{max(timing.rss_mib for timing in each.timings):.0f}",
+        ]
+        for each in contenders
+    ]
     head = [
         "contender",
         "MB/s median",
         "MB/s best",
         "x curl",
+        "x curl, whole process",
         "CPU s/GiB both ends",
-        "process wall s",
+        "of libtorrent's CPU",
         "peak MiB",
     ]
     print(table(head, rows))
+
+
+def _ratio(of: float | None, to: float | None) -> str:
+    return "" if of is None or to is None else f"{of / to:.2f}"
 
 
 if __name__ == "__main__":

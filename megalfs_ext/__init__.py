@@ -40,6 +40,7 @@ __all__ = [
     "sha256",
     "sha256_many",
     "verify_chunks",
+    "verify_links",
     "verify_segments",
 ]
 
@@ -51,7 +52,7 @@ _SHA256_BYTES_END = 1 << 61  # the length in bits must fit 64 bits (FIPS 180-4, 
 _REFERENCE = "reference"
 _COMPILED_NAMES = {
     "cdc": ("portable", "strips", "vbmi"),
-    "sha256": ("portable", "shani"),
+    "sha256": ("portable", "shani", "avx512", "shani+avx512"),
     "blake3": ("portable", "avx2", "avx512"),
 }
 
@@ -197,8 +198,6 @@ def verify_chunks(
 def verify_segments(buffer: BufferLike, states: BufferLike, *, kernel: str | None = None) -> list[int]:
     """Indices k of the segments that do not take SHA-256 state k to state k + 1; empty when all links hold.
 
-    Segments are independent, so any run of them is proven alone, two at a time in one loop.
-
     Args:
         buffer: n whole segments of `SEGMENT_BYTES`.
         states: n + 1 states of 32 bytes, eight big-endian words each.
@@ -206,9 +205,27 @@ def verify_segments(buffer: BufferLike, states: BufferLike, *, kernel: str | Non
     Raises:
         ValueError: a buffer of other than whole segments, or another number of states.
     """
+    raw, size = view_of(states).cast("B"), view_of(buffer).nbytes
+    wanted = 32 * (size // SEGMENT_BYTES + 1)
+    if size % SEGMENT_BYTES == 0 and raw.nbytes != wanted:
+        raise ValueError(f"states must be {wanted} bytes, not {raw.nbytes}")
+    return verify_links(buffer, raw[:-32], raw[32:], kernel=kernel)
+
+
+def verify_links(
+    buffer: BufferLike, before: BufferLike, after: BufferLike, *, kernel: str | None = None
+) -> list[int]:
+    """As `verify_segments`, for segments that need not follow each other in their file.
+
+    Segments are independent, so any set of them is proven alone: two at a time in one loop, or sixteen.
+
+    Args:
+        before: the state in front of each segment.
+        after: the state behind each.
+    """
     if _is_reference("sha256", kernel):
-        return reference.verify_segments(buffer, states)
-    return _kernels.verify_segments(buffer, states, kernel)
+        return reference.verify_links(buffer, before, after)
+    return _kernels.verify_links(buffer, before, after, kernel)
 
 
 def finish_segment(

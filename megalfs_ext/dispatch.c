@@ -26,6 +26,12 @@ const sha256_kernel SHA256_KERNELS[] = {
     {.name = "portable", .one = sha256_one_portable, .two = sha256_two_portable},
     {.name = "shani",
      ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .can_run = sha256_shani_can_run)},
+    {.name = "avx512",
+     ON_X86(.one = sha256_one_portable, .two = sha256_two_portable, .sixteen = sha256_sixteen_avx512,
+            .sixteen_min = 3, .can_run = sha256_avx512_can_run)},
+    {.name = "shani+avx512",
+     ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .sixteen = sha256_sixteen_avx512,
+            .sixteen_min = 12, .can_run = sha256_shani_avx512_can_run)},
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
     {.name = "portable", .batch = blake3_batch_portable, .compress = blake3_compress_portable},
@@ -62,7 +68,8 @@ kernel_status kernel_state(stage which, size_t index)
 }
 
 /* Enough for a stable order of kernels (they differ by 5 % to 600 %) in about a millisecond a stage.  */
-enum { CDC_SAMPLE = 128 << 10, SHA256_SAMPLE = 8 << 10, BLAKE3_SAMPLE = 32 << 10, TRIALS = 5 };
+enum { CDC_SAMPLE = 128 << 10, BLAKE3_SAMPLE = 32 << 10, TRIALS = 5 };
+enum { SHA256_SAMPLE = 2 << 10, SHA256_MESSAGE = 2 << 10 }; /* one pair, and sixteen */
 
 static void run_sample(stage which, size_t index, const uint8_t *sample)
 {
@@ -77,6 +84,12 @@ static void run_sample(stage which, size_t index, const uint8_t *sample)
         memcpy(b, SHA256_INITIAL, sizeof b);
         const sha256_kernel *kernel = &SHA256_KERNELS[index];
         kernel->two(a, sample, b, sample + SHA256_SAMPLE, SHA256_SAMPLE / SHA256_BLOCK);
+        slice messages[SHA256_LANES];
+        uint8_t digests[SHA256_LANES * SHA256_DIGEST];
+        for (size_t i = 0; i < SHA256_LANES; i++) {
+            messages[i] = (slice){sample + i * SHA256_MESSAGE, SHA256_MESSAGE};
+        }
+        sha256_slices(kernel, messages, SHA256_LANES, digests);
     } else {
         uint8_t digest[BLAKE3_CV];
         slice whole = {sample, BLAKE3_SAMPLE};

@@ -130,16 +130,23 @@ typedef void sha256_one_fn(uint32_t state[8], const uint8_t *blocks, size_t coun
 typedef void sha256_two_fn(uint32_t state_a[8], const uint8_t *blocks_a, uint32_t state_b[8],
                            const uint8_t *blocks_b, size_t count);
 
+enum { SHA256_LANES = 16 };
+typedef void sha256_sixteen_fn(uint32_t *const states[SHA256_LANES], const uint8_t *const blocks[SHA256_LANES],
+                               size_t count);
+
 typedef struct {
     const char *name;
-    sha256_one_fn *one; /* NULL: not compiled in */
-    sha256_two_fn *two; /* two independent chains over `count` blocks each */
+    sha256_one_fn *one;         /* NULL: not compiled in */
+    sha256_two_fn *two;         /* two independent chains over `count` blocks each */
+    sha256_sixteen_fn *sixteen; /* the same of sixteen, or NULL */
+    size_t sixteen_min;         /* with fewer chains than this, pairs are faster */
     bool (*can_run)(void);
 } sha256_kernel;
 
 sha256_one_fn sha256_one_portable, sha256_one_shani;
 sha256_two_fn sha256_two_portable, sha256_two_shani;
-bool sha256_shani_can_run(void);
+sha256_sixteen_fn sha256_sixteen_avx512;
+bool sha256_shani_can_run(void), sha256_avx512_can_run(void), sha256_shani_avx512_can_run(void);
 
 extern const uint32_t SHA256_INITIAL[8];
 extern const uint32_t SHA256_K[64];
@@ -150,9 +157,9 @@ void sha256_store(uint8_t *bytes, const uint32_t state[8]);
 void sha256_finish(const sha256_kernel *kernel, const uint32_t state[8], slice tail, uint64_t total,
                    uint8_t *digest);
 void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests);
-/* failed[k] = 1 where segment k does not take state k to state k + 1.  */
-void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *states,
-                     uint8_t *failed);
+/* failed[k] = 1 where segment k does not take state k of `before` to state k of `after`.  */
+void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
+                     const uint8_t *after, uint8_t *failed);
 
 typedef struct {
     uint32_t state[8];

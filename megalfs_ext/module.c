@@ -362,15 +362,15 @@ exit:
     return result;
 }
 
-static PyObject *py_verify_segments(PyObject *module, PyObject *arguments)
+static PyObject *py_verify_links(PyObject *module, PyObject *arguments)
 {
     (void)module;
     PyObject *result = NULL;
-    Py_buffer buffer = {0}, states = {0};
+    Py_buffer buffer = {0}, before = {0}, after = {0};
     uint8_t *failed = NULL;
     size_t index, count;
     const char *name;
-    if (!PyArg_ParseTuple(arguments, "y*y*z:verify_segments", &buffer, &states, &name)) {
+    if (!PyArg_ParseTuple(arguments, "y*y*y*z:verify_links", &buffer, &before, &after, &name)) {
         return NULL;
     }
     if (find_kernel(STAGE_SHA256, name, &index) < 0) {
@@ -382,7 +382,8 @@ static PyObject *py_verify_segments(PyObject *module, PyObject *arguments)
         goto exit;
     }
     count = (size_t)buffer.len / SHA256_SEGMENT;
-    if (need_size(&states, (count + 1) * SHA256_DIGEST, "states") < 0) {
+    if (need_size(&before, count * SHA256_DIGEST, "states before") < 0 ||
+        need_size(&after, count * SHA256_DIGEST, "states after") < 0) {
         goto exit;
     }
     failed = calloc(count + 1, 1);
@@ -391,11 +392,12 @@ static PyObject *py_verify_segments(PyObject *module, PyObject *arguments)
         goto exit;
     }
     CALL_WITHOUT_GIL(buffer.len,
-                     sha256_segments(&SHA256_KERNELS[index], buffer.buf, count, states.buf, failed));
+                     sha256_segments(&SHA256_KERNELS[index], buffer.buf, count, before.buf, after.buf, failed));
     result = list_of_failed(failed, count);
 exit:
     free(failed);
-    PyBuffer_Release(&states);
+    PyBuffer_Release(&after);
+    PyBuffer_Release(&before);
     PyBuffer_Release(&buffer);
     return result;
 }
@@ -531,7 +533,7 @@ static PyMethodDef METHODS[] = {
     {"blake3_many", py_blake3_many, METH_VARARGS, NULL},
     {"sha256_many", py_sha256_many, METH_VARARGS, NULL},
     {"verify_chunks", py_verify_chunks, METH_VARARGS, NULL},
-    {"verify_segments", py_verify_segments, METH_VARARGS, NULL},
+    {"verify_links", py_verify_links, METH_VARARGS, NULL},
     {"sha256_finish", py_sha256_finish, METH_VARARGS, NULL},
     {"chain_update", py_chain_update, METH_VARARGS, NULL},
     {"kernel_states", py_kernel_states, METH_VARARGS, NULL},

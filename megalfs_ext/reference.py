@@ -30,7 +30,7 @@ __all__ = [
     "sha256_finish",
     "sha256_many",
     "verify_chunks",
-    "verify_segments",
+    "verify_links",
 ]
 
 SEGMENT_BYTES = 1 << 20
@@ -220,18 +220,18 @@ def _sized(buffer: BufferLike, size: int, what: str) -> bytes:
     return raw
 
 
-def verify_segments(buffer: BufferLike, states: BufferLike) -> list[int]:
-    """Indices of the segments that do not take their state to the next one."""
+def verify_links(buffer: BufferLike, before: BufferLike, after: BufferLike) -> list[int]:
+    """Indices of the segments that do not take their state in `before` to the one in `after`."""
     view = view_of(buffer).cast("B")
     if len(view) % SEGMENT_BYTES:
         raise ValueError(f"buffer must be whole segments of {SEGMENT_BYTES} bytes, not {len(view)}")
     count = len(view) // SEGMENT_BYTES
-    raw = _sized(states, 32 * (count + 1), "states")
+    starts, stops = _sized(before, 32 * count, "states before"), _sized(after, 32 * count, "states after")
     return [
         k
         for k in range(count)
-        if _run(raw[32 * k : 32 * k + 32], view[k * SEGMENT_BYTES : (k + 1) * SEGMENT_BYTES])
-        != raw[32 * k + 32 : 32 * k + 64]
+        if _run(starts[32 * k : 32 * k + 32], view[k * SEGMENT_BYTES : (k + 1) * SEGMENT_BYTES])
+        != stops[32 * k : 32 * k + 32]
     ]
 
 

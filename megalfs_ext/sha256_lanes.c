@@ -1,9 +1,9 @@
-/* Two SHA-256 chains at once: the scheduler above the sha256 kernels.
+/* Several SHA-256 chains at once: the scheduler above the sha256 kernels.
  *
  * One chain is bound by the latency of its rounds and leaves half of the unit idle, so a second, independent
- * chain in the same loop is nearly free (two streams 1.02 cycles a byte, one 2.02: cdc.md 3). A lane is a
- * state and a run of whole blocks; when the run is used up, `next` gives it another or ends it. Which
- * chains share the loop - two chunks, two segments, or the file and its chunks - is all that differs.  */
+ * chain in the same loop is nearly free (two streams 1.02 cycles a byte, one 2.02: cdc.md 3); a kernel may run
+ * sixteen at once. A lane is a state and a run of whole blocks; when the run is used up, `next` gives it another
+ * or ends it. Which chains share the loop - chunks, segments, or the file and its chunks - is all that differs.  */
 #include "kernels.h"
 
 typedef struct lane lane;
@@ -34,9 +34,10 @@ void sha256_store(uint8_t *bytes, const uint32_t state[8])
     }
 }
 
-static void run_two(const sha256_kernel *kernel, lane *a, lane *b)
+/* Two lanes with a run each, or one (b is NULL), to the end of all their runs.  */
+static void run_pair(const sha256_kernel *kernel, lane *a, lane *b)
 {
-    bool has_a = a->next(a), has_b = b->next(b);
+    bool has_a = true, has_b = b != NULL;
     while (has_a && has_b) {
         size_t count = a->count < b->count ? a->count : b->count;
         kernel->two(a->state, a->blocks, b->state, b->blocks, count);
@@ -51,6 +52,67 @@ static void run_two(const sha256_kernel *kernel, lane *a, lane *b)
     for (bool has = has_a || has_b; has; has = left->next(left)) {
         kernel->one(left->state, left->blocks, left->count);
     }
+}
+
+static void run_two(const sha256_kernel *kernel, lane *a, lane *b)
+{
+    bool has_a = a->next(a), has_b = b->next(b);
+    if (has_a || has_b) {
+        run_pair(kernel, has_a ? a : b, has_a && has_b ? b : NULL);
+    }
+}
+
+/* All lanes as far as the shortest run goes; lanes that nobody has repeat the first into a spare state.  */
+static void step_sixteen(const sha256_kernel *kernel, lane *const *lanes, size_t count)
+{
+    uint32_t spare[8] = {0};
+    uint32_t *states[SHA256_LANES];
+    const uint8_t *blocks[SHA256_LANES];
+    size_t shortest = lanes[0]->count;
+    for (size_t i = 0; i < SHA256_LANES; i++) {
+        states[i] = i < count ? lanes[i]->state : spare;
+        blocks[i] = lanes[i < count ? i : 0]->blocks;
+        shortest = i < count && lanes[i]->count < shortest ? lanes[i]->count : shortest;
+    }
+    kernel->sixteen(states, blocks, shortest);
+    for (size_t i = 0; i < count; i++) {
+        lanes[i]->blocks += shortest * SHA256_BLOCK;
+        lanes[i]->count -= shortest;
+    }
+}
+
+/* Sixteen at a time while there are enough, then pairs.  */
+static void run_lanes(const sha256_kernel *kernel, lane *lanes, size_t count)
+{
+    lane *busy[SHA256_LANES];
+    size_t alive = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (lanes[i].next(&lanes[i])) {
+            busy[alive++] = &lanes[i];
+        }
+    }
+    while (kernel->sixteen && alive >= kernel->sixteen_min) {
+        step_sixteen(kernel, busy, alive);
+        size_t kept = 0;
+        for (size_t i = 0; i < alive; i++) {
+            if (busy[i]->count || busy[i]->next(busy[i])) {
+                busy[kept++] = busy[i];
+            }
+        }
+        alive = kept;
+    }
+    for (size_t i = 0; i < alive; i += 2) {
+        run_pair(kernel, busy[i], i + 1 < alive ? busy[i + 1] : NULL);
+    }
+}
+
+/* How many lanes `jobs` messages or segments shall share. More than two only if sixteen at once pay.  */
+static size_t lanes_for(const sha256_kernel *kernel, size_t jobs)
+{
+    if (!kernel->sixteen || jobs < kernel->sixteen_min) {
+        return 2;
+    }
+    return jobs < SHA256_LANES ? jobs : SHA256_LANES;
 }
 
 /* ---- a message: whole blocks, then its padding (FIPS 180-4, 5.1.1) ---- */
@@ -135,16 +197,17 @@ static void slice_lane(lane *self, slice_queue *queue)
 void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
 {
     slice_queue queue = {slices, count, 0, digests};
-    lane a, b;
-    slice_lane(&a, &queue);
-    slice_lane(&b, &queue);
-    run_two(kernel, &a, &b);
+    lane lanes[SHA256_LANES];
+    for (size_t i = 0; i < SHA256_LANES; i++) {
+        slice_lane(&lanes[i], &queue);
+    }
+    run_lanes(kernel, lanes, lanes_for(kernel, count));
 }
 
 /* ---- segments of one chain, proven apart ---- */
 
 typedef struct {
-    const uint8_t *bytes, *states;
+    const uint8_t *bytes, *before, *after;
     size_t count, taken;
     uint8_t *failed;
 } segment_queue;
@@ -155,7 +218,7 @@ static bool segment_next(lane *self)
     if (self->index < queue->count) {
         uint8_t reached[SHA256_DIGEST];
         sha256_store(reached, self->state);
-        const uint8_t *claimed = queue->states + (self->index + 1) * SHA256_DIGEST;
+        const uint8_t *claimed = queue->after + self->index * SHA256_DIGEST;
         queue->failed[self->index] = memcmp(reached, claimed, sizeof reached) != 0;
     }
     if (queue->taken == queue->count) {
@@ -163,19 +226,21 @@ static bool segment_next(lane *self)
         return false;
     }
     self->index = queue->taken++;
-    sha256_load(self->state, queue->states + self->index * SHA256_DIGEST);
+    sha256_load(self->state, queue->before + self->index * SHA256_DIGEST);
     self->blocks = queue->bytes + self->index * SHA256_SEGMENT;
     self->count = SHA256_SEGMENT / SHA256_BLOCK;
     return true;
 }
 
-void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *states,
-                     uint8_t *failed)
+void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
+                     const uint8_t *after, uint8_t *failed)
 {
-    segment_queue queue = {bytes, states, count, 0, failed};
-    lane a = {.next = segment_next, .owner = &queue, .index = count};
-    lane b = a;
-    run_two(kernel, &a, &b);
+    segment_queue queue = {bytes, before, after, count, 0, failed};
+    lane lanes[SHA256_LANES];
+    for (size_t i = 0; i < SHA256_LANES; i++) {
+        lanes[i] = (lane){.next = segment_next, .owner = &queue, .index = count};
+    }
+    run_lanes(kernel, lanes, lanes_for(kernel, count));
 }
 
 /* ---- the chain of a file beside the digests of its chunks ---- */

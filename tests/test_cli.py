@@ -63,6 +63,15 @@ print(sorted(set({HEAVY!r}) & set(sys.modules)))
     assert heavy == "[]"
 
 
+def test_a_pull_that_nobody_calls_needs_no_http_server(tmp_path: Path) -> None:
+    """aiohttp costs 0.15 s; what a pull imports before anybody dials in must not bring it."""
+    code = "import sys, megalfs.cli.running, megalfs.node.api; print('aiohttp' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(tmp_path), check=True
+    )
+    assert done.stdout == "False\n"
+
+
 def test_help_lists_every_command(megalfs: Megalfs) -> None:
     text = megalfs.ok("--help").out
     for name in (

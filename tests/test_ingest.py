@@ -34,9 +34,10 @@ from megalfs.core.chunker import DEFAULT_PROFILE, chunk_buffer
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import Manifest
 from megalfs.core.tree import Tree
-from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, StoreError
+from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, StoreError, UsageError
 from megalfs.formats.layout import Layout, Plain
 from megalfs.formats.manifest_fields import EncodedManifest
+from megalfs.node.publishing import publish_path
 from megalfs.store.cutting import SLOT_BYTES
 from megalfs.store.identity import ChangedError
 from megalfs.store.ingest import hash_file, publish
@@ -375,8 +376,14 @@ def test_a_directory_that_nobody_could_pull_is_refused(tmp_path: Path, bad: str)
     else:
         (directory / "x\x1b[31m").write_bytes(b"")
     with make_store(tmp_path) as store, pytest.raises((StoreError, PolicyError)) as caught:
-        publish_tree(store, directory)
+        publish_path(store, directory)
     assert "\x1b" not in str(caught.value)
+
+
+def test_a_directory_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model" / ".git").mkdir(parents=True)
+    with make_store(tmp_path) as store, pytest.raises(UsageError, match="no files below"):
+        publish_path(store, tmp_path / "model")
 
 
 def test_two_processes_publish_into_one_root_at_once(tmp_path: Path) -> None:

@@ -205,6 +205,36 @@ def test_segments_hold_and_tampered_ones_are_named(kernel, count):
         assert megalfs_ext.verify_segments(buffer, wrong, kernel=kernel) == expected
 
 
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+@pytest.mark.parametrize("count", [11, 12, 13, 15, 16, 17, 19, 32, 33])
+def test_many_segments_in_any_order_share_the_lanes(kernel, count):
+    """Around the sixteen lanes of AVX-512, and what is left for pairs behind them."""
+    order = random.Random(count).choices(range(5), k=count)
+    states = chain(RANDOM, kernel)
+    buffer = bytearray().join(RANDOM[k * SEGMENT_BYTES : (k + 1) * SEGMENT_BYTES] for k in order)
+    before = bytearray().join(states[32 * k : 32 * k + 32] for k in order)
+    after = b"".join(states[32 * k + 32 : 32 * k + 64] for k in order)
+    assert megalfs_ext.verify_links(buffer, before, after, kernel=kernel) == []
+    wrong = sorted({0, count // 2, count - 1})
+    for k in wrong:
+        buffer[(k + 1) * SEGMENT_BYTES - 1] ^= 1
+    assert megalfs_ext.verify_links(buffer, before, after, kernel=kernel) == wrong
+    before[0] ^= 1
+    with pytest.raises(ValueError, match="states after must be"):
+        megalfs_ext.verify_links(buffer, before, after[:-1], kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+def test_sixteen_lanes_of_all_mixes_of_lengths(kernel):
+    rng = random.Random(16)
+    for count in range(1, 40):
+        for longest in (0, 1, 64, 130, 5000):
+            lengths = [rng.randrange(longest + 1) for _ in range(count)]
+            ends = [sum(lengths[: k + 1]) for k in range(count)]
+            expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(RANDOM, ends))
+            assert megalfs_ext.sha256_many(RANDOM, le64(ends), kernel=kernel) == expected, lengths
+
+
 def test_reference_names_tampered_segments_too():
     states = chain(RANDOM, SHA256.default)[:96]
     buffer = RANDOM[:SEGMENT_BYTES] + bytes(SEGMENT_BYTES)

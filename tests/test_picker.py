@@ -7,7 +7,7 @@ from sim.solo import MANIFEST, PIECE_BYTES, Solo
 
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch, PeerId
-from megalfs.core.messages import HaveRuns
+from megalfs.core.messages import HaveRuns, Reject, RejectReason
 from megalfs.core.topology import Labels, Tier, tier_between
 
 ONE = {"run_bytes_initial": 1}  # runs of one piece
@@ -168,7 +168,9 @@ def test_what_waits_in_a_long_queue_moves_to_an_idle_holder() -> None:
     assert solo.swarm.effects() == []
     solo.now = 0.3
     solo.hear(PeerId(2), HaveRuns(MANIFEST, (Run(0, 1),)))
-    assert solo.swarm.effects() == [Cancel(PeerId(1), 3, 1), Fetch(PeerId(2), 3, 1)]
+    assert solo.swarm.effects() == [Cancel(PeerId(1), 3, 1)]
+    solo.hear(PeerId(1), Reject(MANIFEST, 3, 1, RejectReason.RECALLED))
+    assert solo.effects(Fetch) == [Fetch(PeerId(2), 3, 1)]
 
 
 def test_rates_make_runs_larger() -> None:

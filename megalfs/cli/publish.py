@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _publish(context: Context) -> int:
-    from megalfs.node.publishing import files_below
+    from megalfs.node.publishing import size_of
 
     name: str | None = context.args.name
     if name is not None:
@@ -39,7 +39,7 @@ def _publish(context: Context) -> int:
         parse_name(name)
         if len(context.args.paths) != 1:
             raise UsageError(f"--name names one PATH, here are {len(context.args.paths)}")
-    sizes = {path: sum(file.stat().st_size for file in files_below(path)) for path in context.args.paths}
+    sizes = {path: size_of(path) for path in context.args.paths}
     if not context.args.dry_run:
         return _publish_all(context, sizes, name)
     for path, size in sizes.items():

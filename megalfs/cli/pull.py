@@ -99,12 +99,13 @@ def _pull(context: Context) -> int:
     settings = context.settings()
     from megalfs.cli.progress import Progress
     from megalfs.cli.running import run_until_signal
-    from megalfs.git.worktree import WorkTreePull
     from megalfs.node.api import run_pull
 
     args = context.args
     plan = None
     if args.output is None:
+        from megalfs.git.worktree import WorkTreePull
+
         plan = WorkTreePull.plan(args.targets, include=args.include, exclude=args.exclude, settings=settings)
     with context.store(create=True) as store, Progress(context.ui, "pull") as progress:
 

@@ -7,7 +7,7 @@ front prove nothing until all hold. So the last segment is always asked for firs
 bytes that fit their chunk ids condemns the manifest, never the peer that sent the bytes.
 
 Nothing here hashes. The driver asks `take`, checks the segments against `states_of`
-(`megalfs_ext.verify_segments`, `finish_segment`), and tells `settle`. A manifest without states is proven in
+(`megalfs_ext.verify_links`, `finish_segment`), and tells `settle`. A manifest without states is proven in
 order by `SerialProof`.
 """
 
@@ -44,13 +44,14 @@ def segment_of(size: int, k: int) -> Segment:
 class _Coverage:
     """Which segments have all their bytes on disk, kept from runs of pieces."""
 
-    __slots__ = ("_first", "_has", "_last", "_missing")
+    __slots__ = ("_first", "_has", "_last", "_missing", "pieces_left")
 
     def __init__(self, manifest: Manifest) -> None:
         offsets = manifest.offsets
         self._first = (offsets[:-1] // SEGMENT_BYTES).astype(np.int64)  # first and last segment of each piece
         self._last = ((offsets[1:] - np.uint64(1)) // SEGMENT_BYTES).astype(np.int64)
         self._has = np.zeros(manifest.piece_count, np.bool_)
+        self.pieces_left = manifest.piece_count
         self._missing = self._count(np.arange(manifest.piece_count), 0, segment_count(manifest.size))
 
     def add(self, first: int, count: int) -> list[int]:
@@ -60,6 +61,7 @@ class _Coverage:
         if not len(new):
             return []
         self._has[new] = True
+        self.pieces_left -= len(new)
         start, stop = int(self._first[new[0]]), int(self._last[new[-1]]) + 1
         arrived = self._count(new, start, stop)
         missing = self._missing[start:stop]
@@ -106,6 +108,16 @@ class Proof:
         """Pieces whose bytes fit their chunk ids and can be read back; saying it twice does no harm."""
         for k in self._coverage.add(first, count):
             heapq.heappush(self._ready, -k)
+
+    @property
+    def ready_count(self) -> int:
+        """Segments that can be checked now."""
+        return len(self._ready)
+
+    @property
+    def is_all_on_disk(self) -> bool:
+        """No segment will become ready any more."""
+        return self._coverage.pieces_left == 0
 
     def take(self, limit: int = 1) -> tuple[Segment, ...]:
         """Up to `limit` segments to check now: the highest that is ready, then those just below it.
@@ -173,6 +185,19 @@ class SerialProof:
     def on_disk(self, first: int, count: int) -> None:
         """As `Proof.on_disk`."""
         self._ready.update(self._coverage.add(first, count))
+
+    @property
+    def ready_count(self) -> int:
+        """Segments that can be hashed now, in order."""
+        k = self._taken
+        while k in self._ready:
+            k += 1
+        return k - self._taken
+
+    @property
+    def is_all_on_disk(self) -> bool:
+        """No segment will become ready any more."""
+        return self._coverage.pieces_left == 0
 
     def take(self, limit: int = 1) -> tuple[Segment, ...]:
         """Up to `limit` segments to hash next, ascending; they follow those taken before."""

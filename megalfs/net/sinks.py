@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 import megalfs_ext
 from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
@@ -102,7 +104,8 @@ class Receiver:
         reported_at = time.monotonic()
         while piece < end:
             start = int(offsets[piece])
-            stop = int(offsets.searchsorted(start + GRANULE_BYTES, side="right")) - 1
+            # As uint64: for a Python int numpy would convert all offsets to float64, 0.6 ms of a 140 GB blob.
+            stop = int(offsets.searchsorted(np.uint64(start + GRANULE_BYTES), side="right")) - 1
             stop = min(max(stop, piece + 1), end)
             view = self._buffer.view[: int(offsets[stop]) - start]
             fill(view, lambda size: self._progress.progressed(manifest.id, size))

@@ -199,9 +199,10 @@ async def _until(work: asyncio.Task[None], stop: asyncio.Event) -> None:
 
 async def _share(node: Node, options: PullOptions) -> None:
     if options.listen is not None:
-        await node.start(options.listen)
+        await node.start(options.listen, answers_at_once=False)
     else:
-        await node.start(HostPort("0.0.0.0", 0), ports=PULL_PORTS)  # noqa: S104 - DESIGN.md section 6
+        anywhere = HostPort("0.0.0.0", 0)  # noqa: S104 - DESIGN.md section 6
+        await node.start(anywhere, ports=PULL_PORTS, answers_at_once=False)
     node.is_ready = True
 
 

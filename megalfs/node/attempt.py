@@ -255,6 +255,8 @@ class Attempt:
             dial = self._dials.setdefault(address, _Dial())
             if dial.task is None and now >= dial.not_before:
                 dial.task = asyncio.create_task(self._join(address, dial))
+        if not self.driver.swarm.is_complete:
+            self.driver.expect(sum(dial.task is not None for dial in self._dials.values()))
         if peers and not self._has_heard_peers(now):
             return
         for url, headers in origins.items():

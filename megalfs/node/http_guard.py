@@ -13,10 +13,8 @@ import hmac
 import ipaddress
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from megalfs.core.identity import NodeKey
 from megalfs.errors import RemoteProtocolError, UsageError
@@ -24,14 +22,15 @@ from megalfs.formats.hostport import HostPort
 from megalfs.net.handshake import UPGRADE_PATH
 from megalfs.node.identity import LocalIdentity
 
+if TYPE_CHECKING:
+    from aiohttp import web
+
 __all__ = ["Guard", "make_token"]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 TOKEN_LIFE_S = 3600
 TOKEN_BYTES = 32 + 8 + 64
 _LOCAL_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_token(identity: LocalIdentity) -> str:
@@ -53,24 +52,19 @@ class Guard:
         """Whether the request carries this root's token, which only this user can read."""
         return hmac.compare_digest(_bearer(request).encode(), self.local_token.encode())
 
-    @web.middleware
-    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuses what `Guard` says, before any handler runs."""
-        if request.path not in OPEN_PATHS:
-            host = request.headers.get("Host", "")
-            if not self._is_our_name(host):
-                raise web.HTTPForbidden(text="megalfs: this host name is not one of this node's\n")
-            if request.headers.get("Origin") not in {None, f"http://{host}", f"https://{host}"}:
-                raise web.HTTPForbidden(text="megalfs: cross-origin requests are refused\n")
-            is_peer = request.path == UPGRADE_PATH  # whose hello proves a listed key, or it is dropped
-            if (
-                self.allow_keys
-                and not is_peer
-                and not self.is_local(request)
-                and not self._is_listed(request)
-            ):
-                raise web.HTTPUnauthorized(text="megalfs: this node answers only to listed keys\n")
-        return await handler(request)
+    def refusal(self, request: web.Request) -> tuple[int, str] | None:
+        """The status and the line that refuse a request before any handler runs; None lets it through."""
+        if request.path in OPEN_PATHS:
+            return None
+        host = request.headers.get("Host", "")
+        if not self._is_our_name(host):
+            return 403, "this host name is not one of this node's"
+        if request.headers.get("Origin") not in {None, f"http://{host}", f"https://{host}"}:
+            return 403, "cross-origin requests are refused"
+        is_peer = request.path == UPGRADE_PATH  # whose hello proves a listed key, or it is dropped
+        if not self.allow_keys or is_peer or self.is_local(request) or self._is_listed(request):
+            return None
+        return 401, "this node answers only to listed keys"
 
     def is_allowed_key(self, key: NodeKey) -> bool:
         """Whether a peer with this key may take part."""

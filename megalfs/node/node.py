@@ -16,8 +16,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from megalfs.config import Settings
 from megalfs.core.bitfield import Bitfield
@@ -40,11 +39,13 @@ from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
 from megalfs.node.neighbours import Neighbours
 from megalfs.node.peers import HubOptions, PeerHub
-from megalfs.node.routes import make_app
 from megalfs.node.service import ServiceFactory
 from megalfs.node.serving import PieceSource
 from megalfs.store.blobs import Store
 from megalfs.store.identity import ChangedError
+
+if TYPE_CHECKING:
+    from megalfs.node.http_server import HttpServer
 
 __all__ = ["Node", "Totals"]
 
@@ -53,7 +54,6 @@ log = logging.getLogger(__name__)
 IDLE_SWARM_S = 60.0
 IDLE_CHECK_S = 15.0
 BACKLOG = 512
-SHUTDOWN_S = 5.0
 
 
 @dataclass(slots=True)
@@ -125,34 +125,49 @@ class Node:
         self.neighbours = Neighbours(self.hub.instance.hex())
         self.services = [make(self) for make in services]
         self.peer_listeners: dict[ManifestId, Callable[[Sequence[PeerAddress]], None]] = {}
-        self._runner: web.AppRunner | None = None
+        self._sock: socket.socket | None = None
+        self._http: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.started_at = self._loop.time()
 
     # --- life ----------------------------------------------------------------------------------------
 
-    async def start(self, listen: HostPort, *, ports: range | None = None) -> None:
+    async def start(
+        self, listen: HostPort, *, ports: range | None = None, answers_at_once: bool = True
+    ) -> None:
         """Listens; with `ports`, on the first free one of them, else on any.
+
+        Args:
+            answers_at_once: False for a node that may end before anybody calls: the HTTP server is then
+                imported and started when the first connection comes in, which waits for it.
 
         Raises:
             BusyError: the port is taken.
         """
-        sock = _listen(listen, ports)
-        self.host, self.port = sock.getsockname()[:2]
+        self._sock = _listen(listen, ports)
+        self.host, self.port = self._sock.getsockname()[:2]
         self.hub.port = self.port
-        self._runner = web.AppRunner(
-            make_app(self), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
-        )
-        await self._runner.setup()
-        await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
-        if self.settings.tls_listen is not None:
-            secure, context = _listen(self.settings.tls_listen, None), _tls_context(self.settings)
-            self.tls_port = secure.getsockname()[1]
-            await web.SockSite(self._runner, secure, backlog=BACKLOG, ssl_context=context).start()
+        if answers_at_once or self.services or self.settings.tls_listen is not None:
+            await self._answer(self._sock)
+        else:
+            self._loop.add_reader(self._sock, self._first_call, self._sock)
         for service in self.services:
             await service.start()
         self._tasks.append(asyncio.create_task(self._close_idle_swarms()))
         self._tasks.append(asyncio.create_task(self.announcer.run()))
+
+    def _first_call(self, sock: socket.socket) -> None:
+        self._loop.remove_reader(sock)
+        self._tasks.append(asyncio.create_task(self._answer(sock)))
+
+    async def _answer(self, sock: socket.socket) -> None:
+        """Starts the HTTP server, on the TLS port too where there is one."""
+        self._http = (await asyncio.to_thread(_load_http_server))(self)
+        await self._http.listen(sock)
+        if self.settings.tls_listen is not None:
+            secure, context = _listen(self.settings.tls_listen, None), _tls_context(self.settings)
+            self.tls_port = secure.getsockname()[1]
+            await self._http.listen(secure, context=context)
 
     async def close(self) -> None:
         """Stops answering, ends every swarm and session; what is being sent right now is cut off."""
@@ -170,13 +185,17 @@ class Node:
         for manifest_id in list(self._active):
             self.remove_swarm(manifest_id)
         await self.hub.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._http is not None:
+            await self._http.close()
+        elif self._sock is not None:
+            self._loop.remove_reader(self._sock)
+        if self._sock is not None:
+            self._sock.close()
 
     @property
     def is_listening(self) -> bool:
         """Whether others can reach us."""
-        return self._runner is not None
+        return self._sock is not None
 
     # --- swarms --------------------------------------------------------------------------------------
 
@@ -352,6 +371,13 @@ class Node:
     def make_rng(self) -> Random:
         """A generator for one swarm, seeded from ours."""
         return Random(self._rng.getrandbits(64))  # noqa: S311 - schedules, not secrets
+
+
+def _load_http_server() -> type[HttpServer]:
+    """In a thread: the event loop goes on while aiohttp is imported."""
+    from megalfs.node.http_server import HttpServer
+
+    return HttpServer
 
 
 def _tls_context(settings: Settings) -> ssl.SSLContext:

@@ -6,13 +6,13 @@ A directory becomes a tree blob beside the blobs of its files, so a sharded mode
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.core.ids import ManifestId, Oid
-from megalfs.errors import NotFoundError, UsageError
+from megalfs.errors import NotFoundError
 from megalfs.store.ingest import Published, publish
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from megalfs.core.link import HostPort, Kind, Link
     from megalfs.store.blobs import Store
 
-__all__ = ["Entry", "files_below", "link_of", "publish_path"]
+__all__ = ["Entry", "link_of", "publish_path", "size_of"]
 
 NAME_LIFE_S = 366 * 86400  # a name that nobody publishes again is followed for a year
 
@@ -46,25 +46,20 @@ class Entry:
         return self.blob.manifest_id
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """The file, or the files below the directory, in a stable order.
-
-    Symlinks to directories, git's own directory and what a pull has not finished are left out.
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a directory.
 
     Raises:
         NotFoundError: there is nothing.
+        PolicyError, StoreError: a directory that cannot be published, as `walk`.
     """
-    if not path.is_dir():
-        if not path.exists():
-            raise NotFoundError(f"no such file: {str(path)!r}")
-        yield path
-        return
-    from megalfs.store.partial import PART_SUFFIX, STATE_SUFFIX  # numpy comes with it: not for a single file
+    if path.is_dir():
+        from megalfs.store.publish_tree import walk  # numpy comes with it: not for a single file
 
-    for child in sorted(path.iterdir()):
-        is_ours = child.name.endswith((PART_SUFFIX, STATE_SUFFIX))
-        if child.name != ".git" and not is_ours and not (child.is_dir() and child.is_symlink()):
-            yield from files_below(child)
+        return sum(found.size for found in walk(path))
+    if not path.exists():
+        raise NotFoundError(f"no such file: {str(path)!r}")
+    return path.stat().st_size
 
 
 def publish_path(
@@ -80,31 +75,26 @@ def publish_path(
         progress: called with bytes hashed.
         at: called with the name of each file before it is read.
     """
-    if not path.is_dir():
-        next(files_below(path))
-        blob = publish(store, path, is_signed=True, progress=progress)
-        return Entry(path, blob, "blob", 1, blob.size)
-    return _publish_tree(store, path, progress, at)
+    if path.is_dir():
+        return _publish_directory(store, path, progress, at)
+    size_of(path)  # raises when there is nothing
+    blob = publish(store, path, is_signed=True, progress=progress)
+    return Entry(path, blob, "blob", 1, blob.size)
 
 
-def _publish_tree(
+def _publish_directory(
     store: Store, directory: Path, progress: Callable[[int], None] | None, at: Callable[[str], None] | None
 ) -> Entry:
-    from megalfs.core.tree import Tree, TreeEntry
+    from megalfs.store.publish_tree import publish_tree
 
-    entries = []
-    for file in files_below(directory):
-        if at is not None:
-            at(file.name)
-        blob = publish(store, file, is_signed=True, progress=progress)
-        is_executable = bool(file.stat().st_mode & 0o100)
-        entries.append(TreeEntry(file.relative_to(directory).as_posix(), is_executable, blob.oid, blob.size))
-    if not entries:
-        raise UsageError(f"no files below {str(directory)!r}")
-    tree = Tree.of(entries)
-    oid = store.put_bytes(tree.encode())
-    blob = publish(store, store.root.blob_path(oid), is_signed=True)
-    return Entry(directory, blob, "tree", len(entries), tree.total_size)
+    found = publish_tree(
+        store,
+        directory,
+        is_signed=True,
+        progress=progress,
+        on_file=None if at is None else lambda file: at(file.path.name),
+    )
+    return Entry(directory, found.tree, "tree", len(found.files), sum(file.size for file in found.files))
 
 
 def link_of(store: Store, entry: Entry, *, name: str | None, peers: tuple[HostPort, ...]) -> Link:

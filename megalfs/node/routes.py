@@ -34,6 +34,9 @@ from megalfs.node import status as node_status
 from megalfs.node.holdings import Holding, holding_of
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Middleware
+
+    from megalfs.node.http_guard import Guard
     from megalfs.node.node import Node
 
 __all__ = ["MANIFEST_TYPE", "make_app"]
@@ -58,9 +61,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def make_app(node: Node) -> web.Application:
     """The application of one node."""
     routes = Routes(node)
-    app = web.Application(
-        middlewares=[node.guard.middleware, _map_errors], client_max_size=ANNOUNCE_BYTES_MAX
-    )
+    app = web.Application(middlewares=[_guarded(node.guard), _map_errors], client_max_size=ANNOUNCE_BYTES_MAX)
     app.add_routes(
         [
             web.get("/healthz", routes.healthz),
@@ -82,6 +83,18 @@ def make_app(node: Node) -> web.Application:
     for service in node.services:
         app.add_routes(service.routes())
     return app
+
+
+def _guarded(guard: Guard) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        refused = guard.refusal(request)
+        if refused is None:
+            return await handler(request)
+        status_code, why = refused
+        return web.Response(status=status_code, text=f"megalfs: {why}\n")
+
+    return check
 
 
 @web.middleware

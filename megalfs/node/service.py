@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from aiohttp import web
-
 if TYPE_CHECKING:
+    from aiohttp import web
+
     from megalfs.node.node import Node
 
 __all__ = ["Service", "ServiceFactory"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.core.pathrules import escape_for_terminal, path_fault
-from megalfs.errors import PolicyError, StoreError
+from megalfs.errors import PolicyError, StoreError, UsageError
 from megalfs.store.claim import is_own_file
 from megalfs.store.files import kind_of, map_os_errors
 from megalfs.store.ingest import Published, publish
@@ -96,12 +96,16 @@ def publish_tree(
         on_file: called before each file.
 
     Raises:
+        UsageError: there are none.
         As `walk` and `publish`.
     """
     from megalfs.core.tree import Tree, TreeEntry
 
     files, entries = [], []
-    for found in walk(directory):
+    below = walk(directory)
+    if not below:
+        raise UsageError(f"no files below {str(directory)!r}")
+    for found in below:
         if on_file is not None:
             on_file(found)
         published = publish(store, found.path, is_signed=is_signed, progress=progress)
