@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
@@ -14,6 +14,8 @@ from megalfs.errors import MegalfsError, StoreError
 from megalfs.node.pull import Pull, PullRequest
 
 if TYPE_CHECKING:
+    from megalfs.core.manifest import Manifest
+    from megalfs.core.signing import ManifestSignature
     from megalfs.git.lfs_client import LfsClient
     from megalfs.git.lfs_objects import Objects
     from megalfs.git.lfs_sources import Sources
@@ -68,12 +70,22 @@ class Downloads:
                 yield {"bytes": count}
         raise StoreError(f"{transfer.oid} does not stay in the store")
 
-    async def fetch(self, transfer: Transfer) -> None:
-        """Pulls an object for the node itself; returns at once when it is here. Raises as `run` does."""
-        blob = self._node.store.find(transfer.oid)
+    async def fetch(
+        self, manifest: Manifest, signatures: Sequence[ManifestSignature], *, caller: bytes
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Progress of pulling an object for the node itself from a node that dialled us, then `{"done": true}`.
+
+        Raises:
+            MegalfsError: it left before everything was here, or what it offered is not the object.
+        """
+        oid = manifest.oid
+        blob = self._node.store.find(oid)
         if blob is None or not blob.is_held:
-            async for _ in self._pull(transfer):
-                pass
+            running = self._running.get(oid) or self._start(self._request(oid, manifest.size))
+            running.pull.offer(manifest, signatures, caller)
+            async for count in self._wait(running):
+                yield {"bytes": count}
+        yield {"done": True}
 
     async def close(self) -> None:
         """Stops every pull."""
@@ -84,6 +96,11 @@ class Downloads:
     async def _pull(self, transfer: Transfer) -> AsyncGenerator[int, None]:
         """Joins the pull of the object, or begins it; ends when it has ended."""
         running = self._running.get(transfer.oid) or await self._begin(transfer)
+        async for count in self._wait(running):
+            yield count
+
+    @staticmethod
+    async def _wait(running: _Running) -> AsyncGenerator[int, None]:
         running.waiters += 1
         try:
             while not running.task.done():
@@ -105,27 +122,35 @@ class Downloads:
         if (other := self._running.get(transfer.oid)) is not None:
             return other
         self._node.peer_http.strangers.update(sources.strangers)
-        target = self._objects.target(transfer.oid, transfer.storage)
-        pull = Pull(
-            self._node,
-            PullRequest(
-                oid=transfer.oid,
-                target=target,
-                name="the object",  # git-lfs tells no name; the agent puts the file's in front of an error
-                size=transfer.size,
-                keys=self._node.settings.trusted_keys,
-                peers=sources.peers,
-                trackers=sources.trackers,
-                origins=(*origins, *self._node.settings.origins),
-                origin_headers=origins,
-                may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
-                uses_lan=uses_lan,
-                wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
-                is_linked=True,
-            ),
+        request = replace(
+            self._request(transfer.oid, transfer.size),
+            target=self._objects.target(transfer.oid, transfer.storage),
+            peers=sources.peers,
+            trackers=sources.trackers,
+            origins=(*origins, *self._node.settings.origins),
+            origin_headers=origins,
+            uses_lan=uses_lan,
+            wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
         )
-        task = asyncio.create_task(self._run(transfer, pull, sources))
-        running = self._running[transfer.oid] = _Running(task, pull)
+        return self._start(request, sources)
+
+    def _request(self, oid: Oid, size: int) -> PullRequest:
+        """What every pull for git-lfs has in common."""
+        return PullRequest(
+            oid=oid,
+            target=self._objects.directory / str(oid),
+            name="the object",  # git-lfs tells no name; the agent puts the file's in front of an error
+            size=size,
+            keys=self._node.settings.trusted_keys,
+            may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
+            wait_peers_s=WAIT_PEERS_S,
+            is_linked=True,
+        )
+
+    def _start(self, request: PullRequest, sources: Sources | None = None) -> _Running:
+        pull = Pull(self._node, request)
+        task = asyncio.create_task(self._run(pull, sources))
+        running = self._running[request.oid] = _Running(task, pull)
         return running
 
     async def _origins(self, transfer: Transfer, sources: Sources) -> dict[str, Mapping[str, str]]:
@@ -141,18 +166,19 @@ class Downloads:
                 log.warning("%s: %s", server, error)
         return found
 
-    async def _run(self, transfer: Transfer, pull: Pull, sources: Sources) -> None:
+    async def _run(self, pull: Pull, sources: Sources | None) -> None:
+        oid = pull.request.oid
         try:
             async with self._slots:
                 await pull.run()
-            for tracker in sources.stranger_trackers:
-                self._node.announcer.scoped.setdefault(tracker, set()).add(transfer.oid)
+            for tracker in sources.stranger_trackers if sources else ():
+                self._node.announcer.scoped.setdefault(tracker, set()).add(oid)
             self._node.announcer.wake()
         except MegalfsError as error:
-            raise _explained(error, sources) from error
+            raise (_explained(error, sources) if sources else error) from error
         finally:
             with contextlib.suppress(KeyError):
-                del self._running[transfer.oid]
+                del self._running[oid]
 
 
 def _explained(error: MegalfsError, sources: Sources) -> MegalfsError:

@@ -29,12 +29,12 @@ from megalfs.errors import (
     SpaceError,
     UsageError,
 )
-from megalfs.formats.hostport import HostPort
 from megalfs.git.lfs_downloads import Downloads
-from megalfs.git.lfs_incoming import receive
+from megalfs.git.lfs_incoming import read_offer, receive
+from megalfs.git.lfs_lines import respond
 from megalfs.git.lfs_locks import LockedError, Locks
 from megalfs.git.lfs_objects import Objects
-from megalfs.git.lfs_transfer import PEERS_HEADER, Action, Transfer
+from megalfs.git.lfs_transfer import PEERS_HEADER
 from megalfs.git.lfs_users import Users, basic_login
 
 if TYPE_CHECKING:
@@ -203,28 +203,15 @@ class LfsServer:
         self._node.announcer.wake()
         return _json({})
 
-    async def _pull(self, request: web.Request) -> web.Response:
-        """Instead of an upload: the node fetches the chunks that it lacks from whoever has the object."""
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        """Instead of an upload: the client hands its manifest over, and the node pulls the chunks that it lacks.
+
+        They come over a peer session that the client dialled, so it may be behind NAT; what came before it
+        went away is kept, as of any pull.
+        """
         self._writer(request)
-        body = await _body(request)
-        size, port, peers = body.get("size"), body.get("port"), body.get("peers")
-        if not isinstance(size, int) or not isinstance(port, int) or not isinstance(peers, list):
-            raise UsageError("a pull has a size, a port and peers")
-        remote = (request.remote or "").removeprefix("::ffff:")
-        named = [str(HostPort(remote, port)), *map(str, peers)]
-        transfer = Transfer(
-            oid=Oid.parse(request.match_info["oid"]),
-            size=size,
-            storage=self._objects.directory,
-            path=None,
-            action=Action("", {PEERS_HEADER: ", ".join(named)}),
-            session="",
-            git={},
-            text="",
-            where="",
-        )
-        await self._downloads.fetch(transfer)
-        return _json({})
+        manifest, signatures, caller = await read_offer(request)
+        return await respond(request, self._downloads.fetch(manifest, signatures, caller=caller))
 
     async def _verify(self, request: web.Request) -> web.Response:
         body = await _body(request)

@@ -17,7 +17,15 @@ from urllib.parse import quote
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
-from megalfs.net.http import REDIRECTS_MAX, Connection, check_status, follow, parse_url
+from megalfs.net.http import (
+    REDIRECTS_MAX,
+    RETRY_AFTER_S_MAX,
+    Connection,
+    check_status,
+    follow,
+    parse_url,
+    retry_after_s,
+)
 from megalfs.net.limiter import Limiter
 from megalfs.net.sinks import Fill, GranuleBuffer, Progress, Receiver, Sink
 
@@ -25,6 +33,7 @@ __all__ = ["Origin", "WebSeedLane", "origin_url"]
 
 # A slow origin gives a sign of life every so many bytes.
 READ_BYTES = 512 * 1024
+BUSY_MAX = 3  # times that a server may send us away with Retry-After, for one request
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
@@ -57,6 +66,7 @@ class Origin:
         self._headers = dict(headers or {})
         self._connection: Connection | None = None
         self._etag: str | None = None
+        self._is_cut = threading.Event()
 
     def fetch_range(self, offset: int, size: int, total: int) -> http.client.HTTPResponse:
         """Asks for exactly `size` bytes at `offset` of a blob of `total` bytes; the body is unread.
@@ -98,7 +108,8 @@ class Origin:
         return response, offset
 
     def cut(self) -> None:
-        """Ends the connection under a thread that waits for it."""
+        """Ends the connection under a thread that waits for it, or for a busy server."""
+        self._is_cut.set()
         if (connection := self._connection) is not None:
             connection.cut()
 
@@ -109,6 +120,20 @@ class Origin:
             self._connection = None
 
     def _open(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """The answer; a server that is busy and says until when is asked again then."""
+        for _ in range(BUSY_MAX):
+            response = self._follow(headers)
+            if response.status not in {429, 503}:
+                return response
+            pause_s = retry_after_s(response.headers.get("Retry-After"))
+            if pause_s is None or pause_s > RETRY_AFTER_S_MAX:
+                return response
+            self.close()
+            if self._is_cut.wait(pause_s):
+                raise TemporaryError("the pull has ended")
+        return self._follow(headers)
+
+    def _follow(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         for _ in range(REDIRECTS_MAX + 1):
             if self._connection is None:
                 self._connection = Connection(parse_url(self.url), proxies=self._proxies)
@@ -222,6 +247,7 @@ class WebSeedLane(threading.Thread):
     def shut(self) -> None:
         """Ends the lane from another thread; the caller also queues a None for a lane that waits."""
         self._stop.set()
+        self._origin.cut()
 
     def _fetch(self, receiver: Receiver, run: _Wanted) -> None:
         manifest = self._sink.manifest

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -240,12 +240,22 @@ class Attempt:
 
     # --- sources -------------------------------------------------------------------------------------------
 
-    def recruit(self, peers: Sequence[HostPort], *, origins: Mapping[str, Mapping[str, str]]) -> None:
+    def recruit(
+        self,
+        peers: Sequence[HostPort],
+        *,
+        callers: Collection[bytes],
+        origins: Mapping[str, Mapping[str, str]],
+    ) -> None:
         """Brings every peer that offers this manifest into the swarm, and back when it was lost; adds origins.
 
         Args:
+            callers: instance ids of nodes that have the blob and dial us: we join the sessions that they opened.
             origins: the headers that go with each URL.
         """
+        for session in list(self._node.hub.sessions.values()):
+            if session.hello.instance in callers:
+                self.driver.join(session)
         now = self._loop.time()
         for address in peers:
             dial = self._dials.setdefault(address, _Dial())

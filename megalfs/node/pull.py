@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
@@ -29,12 +29,13 @@ from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.pull_request import PullCounts, PullRequest
 from megalfs.node.sources import PeerAnswer, Sources, fetch_origin_manifest, node_url
 from megalfs.store.blobs import Place
-from megalfs.store.identity import ChangedError, Identity, open_regular
+from megalfs.store.identity import Identity
 from megalfs.store.ingest import publish
 from megalfs.store.partial import Partial
-from megalfs.store.verify import sha256_of_fd
+from megalfs.store.verify import identity_holding
 
 if TYPE_CHECKING:
+    from megalfs.core.signing import ManifestSignature
     from megalfs.node.node import Node
 
 __all__ = ["Pull", "PullCounts", "PullRequest"]
@@ -71,6 +72,8 @@ class Pull:
         self._starved: set[ManifestId] = set()
         self._compared: set[ManifestId] = set()
         self._manifests: dict[ManifestId, Manifest] = {}
+        self._callers: set[bytes] = set()
+        self._handed: set[ManifestSignature] = set()
         self._has_asked_origins = False
         self._tracker_task: asyncio.Task[None] | None = None
         self._started_at = self._loop.time()
@@ -109,6 +112,17 @@ class Pull:
             counts.bytes_verified = self._plain.verified
             _add(counts.rejected, self._plain.rejected)
         return counts
+
+    def offer(self, manifest: Manifest, signatures: Iterable[ManifestSignature], caller: bytes) -> None:
+        """Somebody handed this manifest over and serves its pieces over the session that he dialled.
+
+        Args:
+            caller: the instance id of his node. It needs no address: nobody has to reach it.
+        """
+        self._manifests.setdefault(manifest.id, manifest)
+        self._handed.update(signatures)
+        self._callers.add(caller)
+        self._wake.set()
 
     # --- running -------------------------------------------------------------------------------------------
 
@@ -185,7 +199,7 @@ class Pull:
             mine = next(
                 (each for each in ranked if each.manifest_id == attempt.manifest.id), attempt.candidate
             )
-            attempt.recruit(mine.peers, origins=self._origins)
+            attempt.recruit(mine.peers, callers=self._callers, origins=self._origins)
             others = [each for each in ranked if each.manifest_id != attempt.manifest.id]
             is_dry = not (attempt.driver.source_count or attempt.is_dialling or attempt.is_local_busy)
             if others and (outcome is Outcome.STARVED or (is_dry and attempt.idle_s > DRY_S)):
@@ -250,8 +264,8 @@ class Pull:
         return is_certain and not is_early and not self.request.trackers and not self._sources.is_asking
 
     def _local_candidate(self) -> Candidate | None:
-        """A manifest that this root knows or an origin has, for origins, when no peer offers one."""
-        if not self._origins:
+        """A manifest that this root knows, a caller handed over or an origin has, when no peer offers one."""
+        if not self._origins and not self._callers:
             return None
         if not self._has_asked_origins:
             self._has_asked_origins = True
@@ -311,7 +325,7 @@ class Pull:
         partial, manifest = attempt.partial, attempt.manifest
         signatures = [
             signature
-            for signature in self._sources.signatures(manifest.id)
+            for signature in self._sources.signatures(manifest.id) | self._handed
             if _is_genuine(signature, manifest.id)
         ]
 
@@ -377,7 +391,7 @@ class Pull:
                 durable=self._node.settings.durable,
             )
         except PolicyError:
-            found = _identity_of(request.target, request.oid)
+            found = identity_holding(request.target, request.oid)
             if found is None:
                 raise
             partial.discard()
@@ -470,29 +484,12 @@ class Pull:
         return bool(partial.have.count or partial.candidates.count)
 
 
-def _identity_of(path: Path, oid: Oid) -> Identity | None:
-    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed."""
-    try:
-        fd = open_regular(path)
-    except (OSError, ChangedError):
-        return None
-    try:
-        before = Identity.of_fd(fd)
-        digest, _ = sha256_of_fd(fd)
-        return before if digest == oid.raw and Identity.of_fd(fd) == before else None
-    finally:
-        os.close(fd)
-
-
 def _add(into: dict[str, int], more: dict[str, int]) -> None:
     for name, count in more.items():
         into[name] = into.get(name, 0) + count
 
 
-def _is_genuine(signature: object, manifest_id: ManifestId) -> bool:
-    from megalfs.core.signing import ManifestSignature
-
-    assert isinstance(signature, ManifestSignature)
+def _is_genuine(signature: ManifestSignature, manifest_id: ManifestId) -> bool:
     try:
         signature.verify(manifest_id)
     except PolicyError:
