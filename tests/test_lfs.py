@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adversaries import FORGERIES, adopt, manifest_of
 from helpers_lfs import Person, content, new_person, objects_in, oid_of, requires_git_lfs
 from processes import wait_until
+
+from megalfs.core.signing import sign_manifest
+from megalfs.store.blobs import Store
+from megalfs.store.root import Root
 
 __all__ = ["new_person"]
 
@@ -259,6 +266,43 @@ def test_a_second_version_costs_its_changes(new_person: NewPerson) -> None:
     assert (bob.directory / "clone/a.bin").read_bytes() == changed
     after = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
     assert after - before < 2_200_000
+
+
+def test_a_trusted_signature_saves_our_proof(new_person: NewPerson) -> None:
+    """As `pull`: git-lfs hashes every object again, so ours would be the second hash of a second hash.
+
+    A manifest whose chaining state is wrong shows who looked: only who proves finds it out.
+    """
+    ann = new_person("ann").install()
+    key = ann.ok("auth", "init").out.strip()
+    work, data = ann.new_repository(), content(14, 4_000_000)
+    ann.commit(work, {"a.bin": data})
+    source = ann.directory / "forged"
+    source.write_bytes(data)
+    false = FORGERIES["state"](manifest_of(source), data).manifest
+    adopt(ann.root, source, false)
+    private = Root.open(ann.root, create=False).load_key()
+    assert private is not None
+    with Store(Root.open(ann.root, create=False)) as store:
+        store.add_manifest(false, [sign_manifest(private, false.id)])
+    peer = ann.serve("node", "start").address
+    for name, settings, is_taken in (
+        ("trusting", {"megalfs.key": key}, True),
+        ("asking", {}, False),
+        ("proving", {"megalfs.key": key}, False),
+    ):
+        bob = new_person(name, **({"MEGALFS_PROOF": "always"} if name == "proving" else {})).install()
+        bob.git("init", "-q", "clone")
+        clone = bob.directory / "clone"
+        for each, value in {**settings, "megalfs.peer": peer}.items():
+            bob.git("config", each, value, cwd=clone)
+        bob.git("pull", "-q", ann.directory / "work", "main", cwd=clone)
+        assert (clone / "a.bin").read_bytes() == data
+        with urllib.request.urlopen(
+            f"http://{bob.address}/v1/file/{oid_of(data)}/manifests", timeout=10
+        ) as reply:
+            held = [each["manifest"] for each in json.load(reply)["manifests"]]
+        assert (held == [str(false.id)]) is is_taken, name
 
 
 def test_with_nobody_named_the_lan_is_asked(new_person: NewPerson) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import urllib.error
@@ -31,8 +32,6 @@ def ask(
     request = urllib.request.Request(f"http://{server.address}/team/model.git/info/lfs{path}", method=method)
     request.add_header("Accept", LFS_TYPE)
     if login:
-        import base64
-
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     try:
@@ -62,6 +61,13 @@ def repository(person: Person, server: Running, login: str = "") -> Path:
     person.git("add", "-A", cwd=work)
     person.git("commit", "-qm", "start", cwd=work)
     return work
+
+
+def log_in(person: Person, server: Running, token: str) -> None:
+    """What a person types when git asks, and `git credential-store` keeps."""
+    stored = person.directory / "credentials"
+    person.git("config", "--global", "credential.helper", f"store --file {stored}")
+    stored.write_text(f"http://ann:{token}@{server.address}\n")
 
 
 @requires_git_lfs
@@ -99,8 +105,7 @@ def test_a_token_is_needed_where_others_can_reach_the_node(new_person: NewPerson
     ann.commit(work, {"a.bin": data})
     refused = ann.try_git("push", "origin", "main", cwd=work)
     assert refused.code != 0
-    helper = f'!f() {{ test "$1" = get && echo username=ann && echo password={token}; }}; f'
-    ann.git("config", "--global", "credential.helper", helper)
+    log_in(ann, server, token)
     ann.git("push", "origin", "main", cwd=work)
     lock = {"path": "a.bin"}
     assert ask(server, "/locks", lock)[0] == 401
@@ -112,6 +117,55 @@ def test_a_token_is_needed_where_others_can_reach_the_node(new_person: NewPerson
     assert (bob.directory / "clone/a.bin").read_bytes() == data
     node.ok("lfs", "token", "ann", "--revoke")
     assert ask(server, "/locks/verify", {}, login=f"ann:{token}")[0] == 401
+
+
+@requires_git_lfs
+def test_an_allow_list_and_a_token(new_person: NewPerson) -> None:
+    """A node that answers only to listed keys: who has no key, but a token, reads, writes and locks with it."""
+    listed = new_person("listed").ok("auth", "init").out.strip()
+    node = new_person("node", MEGALFS_ALLOW_KEYS=listed)
+    server = node.serve("node", "start")
+    token = node.ok("lfs", "token", "ann").out.strip()
+    ann, bob, eve = new_person("ann"), new_person("bob"), new_person("eve").install()
+    work, data = repository(ann, server), content(9, 400_000)
+    ann.commit(work, {"a.bin": data})
+    url = f"http://{server.address}/team/model.git/info/lfs"
+
+    for wrong in ("", token[:-1] + "x"):
+        log_in(ann, server, wrong)
+        refused = ann.try_git("push", "origin", "main", cwd=work)
+        assert refused.code != 0
+        assert f"Git credentials for {url} not found" in refused.err
+    for person in (ann, bob, eve):
+        log_in(person, server, token)
+    ann.git("push", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+    assert "Locked a.bin" in ann.git("lfs", "lock", "a.bin", cwd=work)
+    assert "a.bin" in bob.git("lfs", "locks", cwd=bob.directory / "clone")
+    assert "Unlocked a.bin" in ann.git("lfs", "unlock", "a.bin", cwd=work)
+    # With the agent, whose own key is not listed either.
+    eve.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (eve.directory / "clone/a.bin").read_bytes() == data
+
+    oid = oid_of(data)
+    batch = {"operation": "download", "objects": [{"oid": oid, "size": len(data)}]}
+    status, answer = ask(server, "/objects/batch", batch)
+    assert status == 401
+    assert "megalfs lfs token NAME" in str(answer["message"])
+    for path, method in (("/locks", "GET"), ("/locks/verify", "POST"), ("/verify", "POST")):
+        assert ask(server, path, None if method == "GET" else {}, method=method)[0] == 401
+    assert ask(server, f"/objects/{oid}", data, method="PUT")[0] == 401
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{server.address}/v1/file/{oid}", timeout=10)
+    # A token opens objects and nothing else of the node.
+    basic = {"Authorization": "Basic " + base64.b64encode(f"ann:{token}".encode()).decode()}
+    for path in ("/v1/status", f"/v1/file/{oid}/manifests", "/v1/names?name=x"):
+        request = urllib.request.Request(f"http://{server.address}{path}", headers=basic)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=10)
+    node.ok("lfs", "token", "ann", "--revoke")
+    assert ask(server, "/objects/batch", batch, login=f"ann:{token}")[0] == 401
 
 
 def test_what_the_api_answers(new_person: NewPerson) -> None:
@@ -216,8 +270,7 @@ def test_a_home_has_everything_when_git_push_returns(new_person: NewPerson) -> N
     refused = ann.try_git("push", "origin", "main", cwd=work)
     assert refused.code != 0
     assert "megalfs lfs token" in refused.err
-    helper = f'!f() {{ test "$1" = get && echo username=ann && echo password={token}; }}; f'
-    ann.git("config", "--global", "credential.helper", helper)
+    log_in(ann, server, token)
     said = ann.git("push", "origin", "main", cwd=work)
     assert "nobody else" not in said
     ann.kill_node()

@@ -146,7 +146,7 @@ def _options(context: Context, plan: WorkTreePull | None) -> PullOptions:
         trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
         strangers=plan.sources.strangers if plan else frozenset(),
         origins=tuple(args.origin),
-        keys=frozenset(args.key),
+        keys=frozenset(args.key) | (plan.sources.keys if plan else frozenset()),
         force=args.force,
         share=not args.no_share,
         discover=not args.no_discover,

@@ -125,6 +125,7 @@ class Downloads:
         request = replace(
             self._request(transfer.oid, transfer.size),
             target=self._objects.target(transfer.oid, transfer.storage),
+            keys=sources.keys,
             peers=sources.peers,
             trackers=sources.trackers,
             origins=(*origins, *self._node.settings.origins),
@@ -141,7 +142,6 @@ class Downloads:
             target=self._objects.directory / str(oid),
             name="the object",  # git-lfs tells no name; the agent puts the file's in front of an error
             size=size,
-            keys=self._node.settings.trusted_keys,
             may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
             wait_peers_s=WAIT_PEERS_S,
             is_linked=True,
@@ -156,12 +156,14 @@ class Downloads:
     async def _origins(self, transfer: Transfer, sources: Sources) -> dict[str, Mapping[str, str]]:
         """Where LFS servers have the object, and the headers to send there."""
         found: dict[str, Mapping[str, str]] = {}
-        if transfer.action is not None and transfer.action.href and not transfer.action.hints:
-            found[transfer.action.href] = transfer.action.headers
+        action = transfer.action
+        # A node that gave us hints is itself a peer, but one in allow-list mode knows our token and not our key.
+        if action is not None and action.href and (not action.hints or "Authorization" in action.headers):
+            found[action.href] = action.headers
         for server in sources.servers:
             try:
-                action = await self._client.find(server, transfer.oid, transfer.size)
-                found[action.href] = action.headers
+                known = await self._client.find(server, transfer.oid, transfer.size)
+                found[known.href] = known.headers
             except MegalfsError as error:
                 log.warning("%s: %s", server, error)
         return found

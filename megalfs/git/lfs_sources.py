@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from megalfs.core.identity import NodeKey
 from megalfs.core.link import parse_http_url
 from megalfs.errors import ConfigError, UsageError
 from megalfs.formats.hostport import HostPort
@@ -106,6 +107,7 @@ class Sources:
     stranger_trackers: tuple[str, ...]
     homes: tuple[str, ...]  # LFS servers that a push must reach, and
     servers: tuple[str, ...]  # those that a download may ask
+    keys: frozenset[NodeKey]  # whose signed manifests the user takes for the proof, here
     description: str
 
     @property
@@ -162,6 +164,7 @@ def find_sources(
         stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),
         homes=tuple(parse_http_url(url) for url in git.get("megalfs.home", ())),
         servers=servers,
+        keys=settings.trusted_keys | set(map(NodeKey.parse, git.get("megalfs.key", ()))),
         description="; ".join(filter(None, parts)),
     )
 

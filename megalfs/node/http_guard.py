@@ -14,7 +14,7 @@ import ipaddress
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -48,6 +48,7 @@ class Guard:
     local_token: str
     advertise_host: str
     allow_keys: frozenset[NodeKey]
+    logins: list[Callable[[web.Request], bool]] = field(default_factory=list)  # of services: who else may ask
 
     def is_local(self, request: web.Request) -> bool:
         """Whether the request carries this root's token, which only this user can read."""
@@ -68,6 +69,7 @@ class Guard:
                 and not is_peer
                 and not self.is_local(request)
                 and not self._is_listed(request)
+                and not any(is_let_in(request) for is_let_in in self.logins)
             ):
                 raise web.HTTPUnauthorized(text="megalfs: this node answers only to listed keys\n")
         return await handler(request)
