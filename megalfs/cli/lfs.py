@@ -143,6 +143,7 @@ def _prune(context: Context) -> int:
     from megalfs.cli.local_node import post_node, running_node
     from megalfs.cli.ui import size_text
     from megalfs.errors import UsageError
+    from megalfs.git.lfs_prune import PIECES_SHOWN
     from megalfs.git.worktree import WorkTree
 
     args, ui, root = context.args, context.ui, context.root(create=False)
@@ -175,6 +176,10 @@ def _prune(context: Context) -> int:
         f"{len(removed)} of {len(objects)} objects",
     )
     ui.note(f"{'would remove' if args.dry_run else 'removed'} {what}, {freed}")
+    if removed:
+        ui.note(
+            f"each was shown by others in up to {PIECES_SHOWN} pieces drawn by lot, not read there as a whole"
+        )
     return 0
 
 
