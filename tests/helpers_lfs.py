@@ -58,7 +58,7 @@ class Person(Megalfs):
     ) -> Done:
         """Runs git to its end, whatever that is."""
         done = subprocess.run(
-            ["git", *map(str, argv)],
+            [*self.prefix, "git", *map(str, argv)],
             cwd=cwd or self.directory,
             env=self.environ | dict(environ or {}),
             stdin=subprocess.DEVNULL,
@@ -83,7 +83,7 @@ class Person(Megalfs):
         with (
             log.open("wb") as out,
             subprocess.Popen(
-                ["git", *map(str, argv)],
+                [*self.prefix, "git", *map(str, argv)],
                 cwd=cwd,
                 env=self.environ | dict(environ),
                 stdin=subprocess.DEVNULL,

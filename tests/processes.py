@@ -119,6 +119,7 @@ class Megalfs:
         self.directory = directory
         self.root = root or directory / "root"
         self.environ = environment(directory, environ)
+        self.prefix: list[str] = []  # before every command: `ip netns exec NAME`, in a bench
         self.started: list[Running] = []
 
     def run(
@@ -184,7 +185,7 @@ class Megalfs:
                 running.kill()
 
     def _argv(self, argv: Sequence[object]) -> list[str]:
-        return [sys.executable, "-m", "megalfs", "--root", str(self.root), *map(str, argv)]
+        return [*self.prefix, sys.executable, "-m", "megalfs", "--root", str(self.root), *map(str, argv)]
 
 
 def free_port() -> int:
