@@ -27,7 +27,7 @@ from common import free_port, machine, make_model, table
 from netns import Host, Network, why_not
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from helpers_lfs import Person
+from helpers_lfs import Person, received
 from processes import wait_until
 
 CASES = ("loopback", "thin", "second")
@@ -280,11 +280,6 @@ def start_fresh(bob: Person) -> None:
     shutil.rmtree(bob.root, ignore_errors=True)
     running = bob.start("lfs", "node")
     wait_until(lambda: "serving on" in running.err, "a node")
-
-
-def received(person: Person) -> int:
-    """Bytes of pieces that a node has got."""
-    return int(str(person.ok("status", "--json").records[0]["bytes_in"]))
 
 
 if __name__ == "__main__":

@@ -151,6 +151,11 @@ class Person(Megalfs):
         self.kill_node()
 
 
+def received(person: Person) -> int:
+    """Bytes of pieces that the node of a root has got from anywhere, since it started."""
+    return int(str(person.ok("status", "--json").records[0]["bytes_in"]))
+
+
 def is_running(pid: int) -> bool:
     """Whether a process runs, zombies not counted."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from adversaries import FORGERIES, adopt, manifest_of
-from helpers_lfs import Person, content, new_person, objects_in, oid_of, requires_git_lfs
+from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
 from processes import wait_until
 
 from megalfs.core.signing import sign_manifest
@@ -231,8 +231,7 @@ def test_git_lfs_killed_in_the_middle_and_run_again(new_person: NewPerson) -> No
         git.wait(10)
     bob.git("lfs", "pull", cwd=clone)
     assert (clone / "a.bin").read_bytes() == data
-    received = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
-    assert received < 1.25 * len(data)
+    assert received(bob) < 1.25 * len(data)
     assert not list((bob.root / "lfs").glob(".*"))
 
 
@@ -258,13 +257,13 @@ def test_a_second_version_costs_its_changes(new_person: NewPerson) -> None:
     ann.git("push", "origin", "main", cwd=work)
     bob.environ["MEGALFS_PEERS"] = ann.address
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
-    before = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    before = received(bob)
     changed = data[:4_000_000] + b"a small edit" + data[4_000_000:]
     ann.commit(work, {"a.bin": changed})
     ann.git("push", "origin", "main", cwd=work)
     bob.git("pull", "-q", cwd=bob.directory / "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == changed
-    after = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    after = received(bob)
     assert after - before < 2_200_000
 
 

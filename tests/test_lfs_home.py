@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
+import subprocess
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from helpers_lfs import Person, content, new_person, oid_of, requires_git_lfs
+from helpers_lfs import Person, content, new_person, oid_of, received, requires_git_lfs
 from processes import Running, free_port, wait_until
 
 __all__ = ["new_person"]
@@ -24,11 +26,6 @@ def with_home(ann: Person, home: Running) -> Path:
     work = ann.new_repository(peer=home.address)
     ann.git("config", "megalfs.home", f"http://{home.address}/team/model.git/info/lfs", cwd=work)
     return work
-
-
-def received(node: Person) -> int:
-    """Bytes of pieces that a node has got, since it started."""
-    return int(str(node.ok("status", "--json").records[0]["bytes_in"]))
 
 
 def test_from_behind_nat_only_missing_chunks_travel(new_person: NewPerson) -> None:
@@ -57,8 +54,21 @@ def test_from_behind_nat_only_missing_chunks_travel(new_person: NewPerson) -> No
     assert any(ann.ok("auth", "show", "-q").out.strip() in each for each in signed)
 
 
-def test_a_push_goes_on_where_the_home_was_killed(new_person: NewPerson) -> None:
-    """The first push fails, in words; the second sends what is missing."""
+@dataclass(frozen=True)
+class Push:
+    """A `git push` whose home was killed in the middle."""
+
+    node: Person
+    listen: str
+    ann: Person
+    work: Path
+    data: bytes
+    git: subprocess.Popen[bytes]
+
+
+@contextmanager
+def cut_off(new_person: NewPerson) -> Iterator[Push]:
+    """Kills the home when it has a third of a file, while git runs on."""
     node, ann = new_person("node"), new_person("ann", MEGALFS_LIMIT_UP="6M", **BEHIND_NAT).install()
     listen = f"127.0.0.1:{free_port()}"
     home = node.serve("node", "start", listen=listen)
@@ -67,27 +77,24 @@ def test_a_push_goes_on_where_the_home_was_killed(new_person: NewPerson) -> None
     with ann.git_running("push", "origin", "main", cwd=work, environ={}) as git:
         wait_until(lambda: received(node) > 4_000_000, "a third of the file")
         home.kill()
-        assert git.wait(60) != 0
-    said = (ann.directory / "git-running.log").read_text()
-    assert f"{home.address}" in said
+        yield Push(node, listen, ann, work, data, git)
+
+
+def test_a_push_goes_on_where_the_home_was_killed(new_person: NewPerson) -> None:
+    """The first push fails, in words; the second sends what is missing."""
+    with cut_off(new_person) as push:
+        assert push.git.wait(60) != 0
+    said = (push.ann.directory / "git-running.log").read_text()
+    assert push.listen in said
     assert "a.bin" in said
-    again = node.serve("node", "start", listen=listen)
-    ann.git("push", "origin", "main", cwd=work)
-    assert received(node) < len(data) - 3_000_000
-    stored = node.root / "lfs"
-    assert [path.read_bytes() for path in stored.iterdir() if len(path.name) == 64] == [data]
-    again.stop(signal.SIGTERM)
+    push.node.serve("node", "start", listen=push.listen)
+    push.ann.git("push", "origin", "main", cwd=push.work)
+    assert received(push.node) < len(push.data) - 3_000_000
+    assert (push.node.root / "lfs" / oid_of(push.data)).read_bytes() == push.data
 
 
 def test_a_home_that_comes_back_is_taken_up_in_the_same_push(new_person: NewPerson) -> None:
-    node, ann = new_person("node"), new_person("ann", MEGALFS_LIMIT_UP="6M", **BEHIND_NAT).install()
-    listen = f"127.0.0.1:{free_port()}"
-    home = node.serve("node", "start", listen=listen)
-    work, data = with_home(ann, home), content(3, 12_000_000)
-    ann.commit(work, {"a.bin": data})
-    with ann.git_running("push", "origin", "main", cwd=work, environ={}) as git:
-        wait_until(lambda: received(node) > 4_000_000, "a third of the file")
-        home.kill()
-        node.serve("node", "start", listen=listen)
-        assert git.wait(60) == 0
-    assert received(node) < len(data) - 3_000_000
+    with cut_off(new_person) as push:
+        push.node.serve("node", "start", listen=push.listen)
+        assert push.git.wait(60) == 0
+    assert received(push.node) < len(push.data) - 3_000_000

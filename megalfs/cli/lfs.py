@@ -66,11 +66,10 @@ def _add_init_repo(actions: Commands) -> None:
     )
     parser.add_argument(
         "--server",
-        type=http_url,
         action="append",
         default=[],
         metavar="URL",
-        help="an LFS server to fall back on, such as https://HOST/REPO.git/info/lfs; may repeat",
+        help="an LFS server to fall back on, https://HOST/REPO.git/info/lfs, or s3://BUCKET/PREFIX; may repeat",
     )
     parser.add_argument(
         "--pushurl", type=http_url, metavar="URL", help="an LFS server that pushes go to instead"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from megalfs.core.ids import Oid
 
-__all__ = ["LfsClient", "Upload"]
+__all__ = ["LfsClient", "Upload", "blocks_of"]
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class LfsClient:
             **upload.put.headers,
             "Content-Length": str(size),
         }
-        await self._request("PUT", upload.put.href, lambda: _blocks(path, reached), headers, None)
+        await self._request("PUT", upload.put.href, lambda: blocks_of(path, reached), headers, None)
         if upload.verify is not None:
             body = {"oid": str(oid), "size": size}
             headers = {**upload.put.headers, **upload.verify.headers}
@@ -244,7 +244,7 @@ def _message(body: bytes) -> str:
     return str(document.get("message", ""))[:300] if isinstance(document, dict) else ""
 
 
-async def _blocks(path: Path, reached: Callable[[int], None]) -> AsyncIterator[bytes]:
+async def blocks_of(path: Path, reached: Callable[[int], None]) -> AsyncIterator[bytes]:
     count = 0
     with path.open("rb") as file:
         while block := await asyncio.to_thread(file.read, BLOCK_BYTES):

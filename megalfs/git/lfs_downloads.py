@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, StoreError
+from megalfs.git.lfs_s3 import Bucket
+from megalfs.git.lfs_sources import S3_SCHEME
 from megalfs.node.pull import Pull, PullRequest
 
 if TYPE_CHECKING:
@@ -42,6 +44,15 @@ class _Running:
     task: asyncio.Task[None]
     pull: Pull
     waiters: int = 0
+
+
+@dataclass(slots=True)
+class _Servers:
+    """What LFS servers and buckets said: URLs of the object with the headers to send there, manifests, refusals."""
+
+    origins: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    manifests: list[Manifest] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
 
 
 class Downloads:
@@ -82,7 +93,7 @@ class Downloads:
         blob = self._node.store.find(oid)
         if blob is None or not blob.is_held:
             running = self._running.get(oid) or self._start(self._request(oid, manifest.size))
-            running.pull.offer(manifest, signatures, caller)
+            running.pull.offer(manifest, signatures, caller=caller)
             async for count in self._wait(running):
                 yield {"bytes": count}
         yield {"done": True}
@@ -114,7 +125,7 @@ class Downloads:
 
     async def _begin(self, transfer: Transfer) -> _Running:
         sources = await asyncio.to_thread(transfer.sources, self._node.settings)
-        origins = await self._origins(transfer, sources)
+        known = await self._ask_servers(transfer, sources)
         uses_lan = sources.is_empty and self._node.settings.discover and not transfer.action
         if uses_lan and not self._is_browsing:
             self._is_browsing = True
@@ -128,12 +139,15 @@ class Downloads:
             keys=sources.keys,
             peers=sources.peers,
             trackers=sources.trackers,
-            origins=(*origins, *self._node.settings.origins),
-            origin_headers=origins,
+            origins=(*known.origins, *self._node.settings.origins),
+            origin_headers=known.origins,
             uses_lan=uses_lan,
             wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
         )
-        return self._start(request, sources)
+        running = self._start(request, sources, known.troubles)
+        for manifest in known.manifests:
+            running.pull.offer(manifest)
+        return running
 
     def _request(self, oid: Oid, size: int) -> PullRequest:
         """What every pull for git-lfs has in common."""
@@ -147,28 +161,36 @@ class Downloads:
             is_linked=True,
         )
 
-    def _start(self, request: PullRequest, sources: Sources | None = None) -> _Running:
+    def _start(
+        self, request: PullRequest, sources: Sources | None = None, troubles: Sequence[str] = ()
+    ) -> _Running:
         pull = Pull(self._node, request)
-        task = asyncio.create_task(self._run(pull, sources))
+        task = asyncio.create_task(self._run(pull, sources, troubles))
         running = self._running[request.oid] = _Running(task, pull)
         return running
 
-    async def _origins(self, transfer: Transfer, sources: Sources) -> dict[str, Mapping[str, str]]:
-        """Where LFS servers have the object, and the headers to send there."""
-        found: dict[str, Mapping[str, str]] = {}
+    async def _ask_servers(self, transfer: Transfer, sources: Sources) -> _Servers:
+        """Where LFS servers and buckets have the object."""
+        found = _Servers()
         action = transfer.action
         # A node that gave us hints is itself a peer, but one in allow-list mode knows our token and not our key.
         if action is not None and action.href and (not action.hints or "Authorization" in action.headers):
-            found[action.href] = action.headers
+            found.origins[action.href] = action.headers
         for server in sources.servers:
             try:
-                known = await self._client.find(server, transfer.oid, transfer.size)
-                found[known.href] = known.headers
+                if server.startswith(S3_SCHEME):
+                    url, manifest = await Bucket.open(server).find(transfer.oid, transfer.size)
+                    found.origins[url] = {}
+                    found.manifests += [manifest] if manifest is not None else []
+                else:
+                    known = await self._client.find(server, transfer.oid, transfer.size)
+                    found.origins[known.href] = known.headers
             except MegalfsError as error:
-                log.warning("%s: %s", server, error)
+                log.info("%s: %s", server, error)
+                found.troubles.append(f"{error}; {error.hint}" if error.hint else str(error))
         return found
 
-    async def _run(self, pull: Pull, sources: Sources | None) -> None:
+    async def _run(self, pull: Pull, sources: Sources | None, troubles: Sequence[str]) -> None:
         oid = pull.request.oid
         try:
             async with self._slots:
@@ -177,16 +199,16 @@ class Downloads:
                 self._node.announcer.scoped.setdefault(tracker, set()).add(oid)
             self._node.announcer.wake()
         except MegalfsError as error:
-            raise (_explained(error, sources) if sources else error) from error
+            raise (_explained(error, sources, troubles) if sources else error) from error
         finally:
             with contextlib.suppress(KeyError):
                 del self._running[oid]
 
 
-def _explained(error: MegalfsError, sources: Sources) -> MegalfsError:
+def _explained(error: MegalfsError, sources: Sources, troubles: Sequence[str]) -> MegalfsError:
     """The error, who was asked by whose word, and what to do."""
     asked = sources.description or "at most this LAN, as no peer and no tracker is known"
     hint = "megalfs lfs init-repo --tracker URL, or: git config megalfs.peer HOST:PORT"
     if not sources.is_empty:
         hint = "push it from a clone that has it, whose node runs: git lfs push --all REMOTE"
-    return type(error)(f"{error}; asked: {asked}", hint=hint)
+    return type(error)("; ".join([str(error), *troubles, f"asked: {asked}"]), hint=hint)

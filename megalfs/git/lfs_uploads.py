@@ -17,10 +17,14 @@ from megalfs.formats.hostport import HostPort
 from megalfs.git.lfs_client import LfsClient, Upload
 from megalfs.git.lfs_delivery import Delivery
 from megalfs.git.lfs_downloads import PROGRESS_S
+from megalfs.git.lfs_s3 import Bucket
+from megalfs.git.lfs_sources import S3_SCHEME
 from megalfs.node.sources import ask_offers
 from megalfs.store.files import write_atomic
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from megalfs.git.lfs_objects import Objects
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
@@ -156,14 +160,25 @@ class Uploads:
             MegalfsError: one of them does not have it now.
         """
         assert transfer.path is not None
+        oid, size, path = transfer.oid, transfer.size, transfer.path
         uploads: list[Upload | None] = []
         if transfer.action is not None:
             uploads.append(Upload(transfer.action, None, is_node=True))  # git-lfs asks it to verify
-        uploads += [await self._client.upload_to(home, transfer.oid, transfer.size) for home in sources.homes]
+        for home in sources.homes:
+            if home.startswith(S3_SCHEME):
+                await self._fill(Bucket.open(home), oid, size, path, reached)
+            else:
+                uploads.append(await self._client.upload_to(home, oid, size))
         for upload in filter(None, uploads):
-            delivery = Delivery(self._node, self._client, reached=reached.deliver)
-            await delivery.run(upload, transfer.oid, transfer.size, transfer.path)
-        return bool(uploads)
+            await Delivery(self._node, self._client, reached=reached.deliver).run(upload, oid, size, path)
+        return reached.has_home
+
+    async def _fill(self, bucket: Bucket, oid: Oid, size: int, path: Path, reached: _Reached) -> None:
+        """Brings an object to a bucket that has it not."""
+        if not await bucket.has(oid, size):
+            store = self._node.store
+            manifest = store.encoded_manifest(store.manifests(oid)[0], oid)
+            await bucket.put(oid, size, path, manifest, reached=reached.deliver)
 
     # --- telling, and asking ---------------------------------------------------------------------------------
 

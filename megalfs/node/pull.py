@@ -113,15 +113,18 @@ class Pull:
             _add(counts.rejected, self._plain.rejected)
         return counts
 
-    def offer(self, manifest: Manifest, signatures: Iterable[ManifestSignature], caller: bytes) -> None:
-        """Somebody handed this manifest over and serves its pieces over the session that he dialled.
+    def offer(
+        self, manifest: Manifest, signatures: Iterable[ManifestSignature] = (), *, caller: bytes | None = None
+    ) -> None:
+        """Somebody handed this manifest over, to be tried when no peer offers one.
 
         Args:
-            caller: the instance id of his node. It needs no address: nobody has to reach it.
+            caller: the instance id of a node that serves the blob over the session that it dialled.
         """
         self._manifests.setdefault(manifest.id, manifest)
         self._handed.update(signatures)
-        self._callers.add(caller)
+        if caller is not None:
+            self._callers.add(caller)
         self._wake.set()
 
     # --- running -------------------------------------------------------------------------------------------
