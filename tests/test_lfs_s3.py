@@ -86,6 +86,11 @@ def test_pushed_to_a_bucket_and_found_there(new_person: NewPerson, s3: str) -> N
     bob.git("pull", "-q", cwd=clone)
     assert (clone / "a.bin").read_bytes() == changed
     assert received(bob) - before < 2_200_000
+    shutil.rmtree(clone)
+    shutil.rmtree(bob.root)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    bob.ok("pull", ".", cwd=clone)
+    assert (clone / "a.bin").read_bytes() == changed
     # What the bucket has is not sent again: a push of everything, from a root that knows nothing.
     shutil.rmtree(ann.root)
     ann.git("lfs", "push", "--all", "origin", cwd=work)

@@ -292,6 +292,10 @@ def test_the_server_that_a_repository_had_is_an_origin(new_person: NewPerson) ->
     ann.ok("lfs", "init-repo", "--force", cwd=work)
     assert server.address in (work / ".megalfs.toml").read_text()
     ann.git("push", "-q", "origin", "main", cwd=work)
+    pat = new_person("pat")
+    pat.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    pat.ok("pull", ".", cwd=pat.directory / "clone")
+    assert (pat.directory / "clone/a.bin").read_bytes() == data
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == data
     server.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,9 +116,12 @@ def _pull(context: Context) -> int:
             _print(context, summary)
 
         async def work(stop: asyncio.Event) -> PullSummary:
+            located, troubles = await plan.locate() if plan is not None else ({}, [])
+            for text in troubles:
+                context.ui.warn(text)
             return await run_pull(
                 plan.targets if plan is not None else args.targets,
-                _options(context, plan),
+                replace(_options(context, plan), located=located),
                 store=store,
                 settings=settings,
                 cwd=Path.cwd(),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, StoreError
-from megalfs.git.lfs_s3 import Bucket
-from megalfs.git.lfs_sources import S3_SCHEME
+from megalfs.git.lfs_origins import ask_servers
 from megalfs.node.pull import Pull, PullRequest
 
 if TYPE_CHECKING:
@@ -44,15 +43,6 @@ class _Running:
     task: asyncio.Task[None]
     pull: Pull
     waiters: int = 0
-
-
-@dataclass(slots=True)
-class _Servers:
-    """What LFS servers and buckets said: URLs of the object with the headers to send there, manifests, refusals."""
-
-    origins: dict[str, Mapping[str, str]] = field(default_factory=dict)
-    manifests: list[Manifest] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
 
 
 class Downloads:
@@ -125,7 +115,9 @@ class Downloads:
 
     async def _begin(self, transfer: Transfer) -> _Running:
         sources = await asyncio.to_thread(transfer.sources, self._node.settings)
-        known = await self._ask_servers(transfer, sources)
+        located, troubles = await ask_servers(
+            self._client, sources.servers, transfer.oid, transfer.size, action=transfer.action
+        )
         uses_lan = sources.is_empty and self._node.settings.discover and not transfer.action
         if uses_lan and not self._is_browsing:
             self._is_browsing = True
@@ -139,15 +131,12 @@ class Downloads:
             keys=sources.keys,
             peers=sources.peers,
             trackers=sources.trackers,
-            origins=(*known.origins, *self._node.settings.origins),
-            origin_headers=known.origins,
+            origins=self._node.settings.origins,
+            located=located,
             uses_lan=uses_lan,
             wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
         )
-        running = self._start(request, sources, known.troubles)
-        for manifest in known.manifests:
-            running.pull.offer(manifest)
-        return running
+        return self._start(request, sources, troubles)
 
     def _request(self, oid: Oid, size: int) -> PullRequest:
         """What every pull for git-lfs has in common."""
@@ -168,27 +157,6 @@ class Downloads:
         task = asyncio.create_task(self._run(pull, sources, troubles))
         running = self._running[request.oid] = _Running(task, pull)
         return running
-
-    async def _ask_servers(self, transfer: Transfer, sources: Sources) -> _Servers:
-        """Where LFS servers and buckets have the object."""
-        found = _Servers()
-        action = transfer.action
-        # A node that gave us hints is itself a peer, but one in allow-list mode knows our token and not our key.
-        if action is not None and action.href and (not action.hints or "Authorization" in action.headers):
-            found.origins[action.href] = action.headers
-        for server in sources.servers:
-            try:
-                if server.startswith(S3_SCHEME):
-                    url, manifest = await Bucket.open(server).find(transfer.oid, transfer.size)
-                    found.origins[url] = {}
-                    found.manifests += [manifest] if manifest is not None else []
-                else:
-                    known = await self._client.find(server, transfer.oid, transfer.size)
-                    found.origins[known.href] = known.headers
-            except MegalfsError as error:
-                log.info("%s: %s", server, error)
-                found.troubles.append(f"{error}; {error.hint}" if error.hint else str(error))
-        return found
 
     async def _run(self, pull: Pull, sources: Sources | None, troubles: Sequence[str]) -> None:
         oid = pull.request.oid

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,16 +71,15 @@ class Pull:
         self._refuted: set[ManifestId] = set()
         self._starved: set[ManifestId] = set()
         self._compared: set[ManifestId] = set()
-        self._manifests: dict[ManifestId, Manifest] = {}
+        self._manifests = {manifest.id: manifest for manifest in request.located.manifests}
         self._callers: set[bytes] = set()
         self._handed: set[ManifestSignature] = set()
         self._has_asked_origins = False
         self._tracker_task: asyncio.Task[None] | None = None
         self._started_at = self._loop.time()
-        self._origins = {
-            origin_url(each, oid=request.oid, name=request.name): request.origin_headers.get(each, {})
-            for each in request.origins
-        }
+        self._origins: dict[str, Mapping[str, str]] = {
+            origin_url(each, oid=request.oid, name=request.name): {} for each in request.origins
+        } | dict(request.located.origins)
 
     # --- what others see ---------------------------------------------------------------------------------
 
@@ -113,18 +112,15 @@ class Pull:
             _add(counts.rejected, self._plain.rejected)
         return counts
 
-    def offer(
-        self, manifest: Manifest, signatures: Iterable[ManifestSignature] = (), *, caller: bytes | None = None
-    ) -> None:
-        """Somebody handed this manifest over, to be tried when no peer offers one.
+    def offer(self, manifest: Manifest, signatures: Iterable[ManifestSignature], *, caller: bytes) -> None:
+        """A node handed this manifest over, to be tried when no peer offers one.
 
         Args:
-            caller: the instance id of a node that serves the blob over the session that it dialled.
+            caller: its instance id: it serves the blob over the session that it dialled, and needs no address.
         """
         self._manifests.setdefault(manifest.id, manifest)
         self._handed.update(signatures)
-        if caller is not None:
-            self._callers.add(caller)
+        self._callers.add(caller)
         self._wake.set()
 
     # --- running -------------------------------------------------------------------------------------------

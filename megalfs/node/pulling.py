@@ -15,6 +15,7 @@ from megalfs.core.pathrules import name_fault, work_tree_fault
 from megalfs.core.tree import TREE_BYTES_MAX, Tree
 from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyError, UsageError
 from megalfs.node.pull import Pull, PullCounts, PullRequest
+from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
@@ -196,6 +197,7 @@ class PullSet:
             peers=tuple(dict.fromkeys((*wanted.peers, *options.peers, *settings.peers))),
             trackers=tuple(dict.fromkeys((*wanted.trackers, *options.trackers, *settings.trackers))),
             origins=tuple(dict.fromkeys((*wanted.origins, *options.origins, *settings.origins))),
+            located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
             is_executable=job.is_executable if job is not None else False,
