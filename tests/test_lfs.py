@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from adversaries import FORGERIES, adopt, manifest_of
@@ -17,6 +20,7 @@ from helpers_lfs import Person, content, new_person, objects_in, oid_of, receive
 from processes import wait_until
 
 from megalfs.core.signing import sign_manifest
+from megalfs.git.lfs_setup import stub_path
 from megalfs.store.blobs import Store
 from megalfs.store.root import Root
 
@@ -216,7 +220,9 @@ def test_a_peer_killed_in_the_middle(new_person: NewPerson) -> None:
     assert (clone / "a.bin").read_bytes() == data
 
 
-def test_git_lfs_killed_in_the_middle_and_run_again(new_person: NewPerson) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_git_lfs_stopped_in_the_middle_and_run_again(new_person: NewPerson, number: signal.Signals) -> None:
+    """`kill -9` and Ctrl-C, which the terminal sends to git, git-lfs and all agents; the node runs on."""
     ann, bob = new_person("ann", MEGALFS_LIMIT_UP="6M").install(), new_person("bob").install()
     data = content(7, 12_000_000)
     work = ann.new_repository()
@@ -227,12 +233,56 @@ def test_git_lfs_killed_in_the_middle_and_run_again(new_person: NewPerson) -> No
     clone, log = bob.directory / "clone", bob.directory / "progress"
     with bob.git_running("lfs", "pull", cwd=clone, environ={"GIT_LFS_PROGRESS": str(log)}) as git:
         wait_until(lambda: fetched_bytes(log) > 4_000_000, "a third of the file")
-        os.killpg(git.pid, signal.SIGKILL)
-        git.wait(10)
+        os.killpg(git.pid, number)
+        assert git.wait(10) != 0
+    assert objects_in(clone / ".git") == set()
+    node = bob.node
     bob.git("lfs", "pull", cwd=clone)
+    assert bob.node == node
     assert (clone / "a.bin").read_bytes() == data
     assert received(bob) < 1.25 * len(data)
     assert not list((bob.root / "lfs").glob(".*"))
+
+
+def until_complete(out: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """What an agent says of one transfer."""
+    for line in out:
+        message = json.loads(line)
+        yield message
+        if message["event"] == "complete":
+            return
+
+
+def test_progress_is_told_while_a_file_comes(new_person: NewPerson) -> None:
+    """Spoken to as git-lfs does: something at once, then all along, never backwards, the size at the end."""
+    ann, bob = new_person("ann", MEGALFS_LIMIT_UP="4M").install(), new_person("bob").install()
+    work, data = ann.new_repository(), content(15, 8_000_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.environ["MEGALFS_PEERS"] = ann.address
+    bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    asked = {"event": "download", "oid": oid_of(data), "size": len(data), "action": None}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", stub_path()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=bob.directory / "clone",
+        env=bob.environ,
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        for line in ({"event": "init", "operation": "download"}, asked):
+            agent.stdin.write(json.dumps(line).encode() + b"\n")
+        agent.stdin.flush()
+        assert json.loads(agent.stdout.readline()) == {}
+        *progress, complete = until_complete(agent.stdout)
+        agent.stdin.close()
+    assert Path(complete["path"]).read_bytes() == data
+    counts = [each["bytesSoFar"] for each in progress]
+    assert (counts[0], counts[-1]) == (1, len(data))
+    assert counts == sorted(set(counts))
+    assert len(counts) > 6  # of a transfer that the other side's limit stretches over a second at least
+    assert sum(each["bytesSinceLast"] for each in progress) == len(data)
 
 
 def test_a_push_with_nobody_else_online_says_so(new_person: NewPerson) -> None:

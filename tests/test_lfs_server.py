@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import pytest
 from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
@@ -301,6 +303,59 @@ def test_the_server_that_a_repository_had_is_an_origin(new_person: NewPerson) ->
     server.kill()
     eve.git("clone", "-q", "-c", f"megalfs.peer={bob.address}", ann.directory / "work.git", "clone")
     assert (eve.directory / "clone/a.bin").read_bytes() == data
+
+
+class BusyServer(BaseHTTPRequestHandler):
+    """An LFS server that sends everybody away once, and says until when."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        [wanted] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["objects"]
+        href = f"http://{self.headers['Host']}/{wanted['oid']}"
+        answer = {"objects": [{**wanted, "actions": {"download": {"href": href}}}]}
+        self._answer(json.dumps(answer).encode())
+
+    def do_GET(self) -> None:
+        self._answer(self.objects[self.path.strip("/")])
+
+    def _answer(self, body: bytes) -> None:
+        is_first = self.path not in self.asked
+        self.asked.append(self.path)
+        self.send_response(429 if is_first else 200)
+        if is_first:
+            self.send_header("Retry-After", "1")
+        body = b"" if is_first else body
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@requires_git_lfs
+def test_a_busy_server_is_asked_again_when_it_says(new_person: NewPerson) -> None:
+    """429 with Retry-After, from the Batch API and for the object: as git-lfs itself takes it."""
+    data = content(10, 300_000)
+    oid = oid_of(data)
+    BusyServer.objects, BusyServer.asked = {oid: data}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BusyServer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        ann = new_person("ann").install()
+        work = ann.new_repository(server=f"http://127.0.0.1:{server.server_address[1]}/lfs")
+        ann.commit(work, {"a.bin": data})
+        shutil.rmtree(work / ".git/lfs/objects")
+        ann.git("lfs", "pull", cwd=work)
+        assert objects_in(work / ".git") == {oid}
+        assert BusyServer.asked == 2 * ["/lfs/objects/batch"] + 2 * [f"/{oid}"]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_locks(tmp_path: Path) -> None:
