@@ -101,6 +101,13 @@ def test_init_repo(new_person: NewPerson) -> None:
         ann.git("config", "-f", ".lfsconfig", "lfs.pushurl", cwd=work).strip()
         == "https://example.invalid/lfs"
     )
+    # A home is where everybody may look, and where this clone pushes.
+    home = "s3://models/team"
+    ann.ok("lfs", "init-repo", "--name", "a/b", "--home", home, cwd=work)
+    assert RepositoryFile.parse((work / ".megalfs.toml").read_text()).servers == (home,)
+    assert ann.git("config", "--local", "megalfs.home", cwd=work).strip() == home
+    for bad in ("s3://", "s3://a@b/c", "s3://bucket:80/x", "ftp://x/y", "http://u:p@127.0.0.1/"):
+        assert ann.run("lfs", "init-repo", "--home", bad, cwd=work).code == 2, bad
     assert ann.run("lfs", "init-repo", "--name", "../x", cwd=work).code == 2
     assert ann.run("lfs", "init-repo", "--peer", "169.254.169.254:80", cwd=work).code == 2
     assert ann.run("lfs", "init-repo", cwd=ann.directory).code == 3

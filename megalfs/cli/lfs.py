@@ -72,6 +72,11 @@ def _add_init_repo(actions: Commands) -> None:
         help="an LFS server to fall back on, https://HOST/REPO.git/info/lfs, or s3://BUCKET/PREFIX; may repeat",
     )
     parser.add_argument(
+        "--home",
+        metavar="URL",
+        help="a --server that every push from this clone must reach (git config megalfs.home)",
+    )
+    parser.add_argument(
         "--pushurl", type=http_url, metavar="URL", help="an LFS server that pushes go to instead"
     )
     parser.add_argument(
@@ -126,12 +131,13 @@ def _init_repo(context: Context) -> int:
         trackers=args.tracker,
         peers=[str(each) for each in args.peer],
         servers=args.server,
+        home=args.home,
         pushurl=args.pushurl,
         force=args.force,
     )
     for path in changed:
         context.ui.result(str(path))
-    if not args.tracker and not args.peer and not args.server:
+    if not args.tracker and not args.peer and not args.server and not args.home:
         context.ui.note(
             "no tracker or peer is named: clones find objects only where their user's settings lead"
         )

@@ -48,6 +48,12 @@ BLOCK_BYTES = 1 << 20
 CREDENTIAL_S_MAX = 60.0  # a helper may ask the user
 RETRY_S = (1.0, 2.0, 4.0, 8.0)  # after an answer of 429 or 503 without Retry-After
 
+# A node has no terminal to ask on.
+_LOGIN_HINT = (
+    "git's credential helper has no login for it: "
+    "printf 'url={}\\nusername=NAME\\npassword=TOKEN\\n' | git credential approve"
+)
+
 Body = Callable[[], bytes | AsyncIterator[bytes]]  # made anew for each try
 
 
@@ -153,7 +159,7 @@ class LfsClient:
             self._logins.pop(endpoint, None)
             found = await asyncio.to_thread(_credential, "fill", f"url={endpoint}\n\n")
             if not found:
-                raise
+                raise NotAuthorisedError(str(error), hint=_LOGIN_HINT.format(endpoint)) from None
             refusal = error
         fields = dict(line.partition("=")[::2] for line in found.splitlines())
         pair = f"{fields.get('username', '')}:{fields.get('password', '')}"

@@ -169,14 +169,16 @@ def find_sources(
     homes = tuple(map(parse_home, git.get("megalfs.home", ())))
     own_servers = (*map(parse_home, git.get("megalfs.server", ())), *homes)
     servers = tuple(dict.fromkeys((*own_servers, *theirs.servers)))
+    keys = settings.trusted_keys | set(map(NodeKey.parse, git.get("megalfs.key", ())))
     parts = [
         _listed("peers", own_peers, "your configuration"),
         _listed("trackers", own_trackers, "your configuration"),
         _listed("peers", theirs.peers, where),
         _listed("trackers", theirs.trackers, where),
         _listed("peers", hints, "the LFS server"),
-        _listed("LFS server", own_servers, "your configuration"),
-        _listed("LFS server", theirs.servers, where),
+        _listed("server", own_servers, "your configuration"),
+        _listed("server", theirs.servers, where),
+        _listed("key", sorted(map(str, keys)), "your configuration"),
     ]
     return Sources(
         peers=tuple(dict.fromkeys((*own_peers, *theirs.peers, *hints))),
@@ -185,7 +187,7 @@ def find_sources(
         stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),
         homes=homes,
         servers=servers,
-        keys=settings.trusted_keys | set(map(NodeKey.parse, git.get("megalfs.key", ()))),
+        keys=keys,
         description="; ".join(filter(None, parts)),
     )
 
