@@ -21,6 +21,7 @@ from processes import wait_until
 
 from megalfs.core.signing import sign_manifest
 from megalfs.git.lfs_setup import stub_path
+from megalfs.git.lfs_unsynced import LATE_BYTES_MIN
 from megalfs.store.blobs import Store
 from megalfs.store.root import Root
 
@@ -315,6 +316,24 @@ def test_a_second_version_costs_its_changes(new_person: NewPerson) -> None:
     assert (bob.directory / "clone/a.bin").read_bytes() == changed
     after = received(bob)
     assert after - before < 2_200_000
+
+
+def test_a_large_object_is_synced_after_git_lfs_has_it(new_person: NewPerson) -> None:
+    """Until then it stands in a list; a node that was killed meanwhile hashes it again, and serves it."""
+    ann, bob = new_person("ann").install(), new_person("bob").install()
+    work, data = ann.new_repository(), content(16, LATE_BYTES_MIN + 1)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.environ["MEGALFS_PEERS"] = ann.address
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    unsynced = bob.root / "lfs" / "unsynced.json"
+    wait_until(lambda: json.loads(unsynced.read_bytes()) == {}, "the sync")
+    bob.kill_node()
+    unsynced.write_text(json.dumps({oid_of(data): str(bob.root / "lfs" / oid_of(data))}))
+    shutil.rmtree(bob.directory / "clone")
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+    wait_until(lambda: json.loads(unsynced.read_bytes()) == {}, "the hash")
 
 
 def test_a_trusted_signature_saves_our_proof(new_person: NewPerson) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, StoreError
 from megalfs.git.lfs_origins import ask_servers
+from megalfs.git.lfs_unsynced import LATE_BYTES_MIN, Unsynced
 from megalfs.node.pull import Pull, PullRequest
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Downloads:
         self._is_browsing = False
         self._running: dict[Oid, _Running] = {}
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self._unsynced = Unsynced(node.store, objects.directory)
+        self._syncing: set[asyncio.Task[None]] = set()
 
     async def run(self, transfer: Transfer) -> AsyncGenerator[dict[str, object], None]:
         """Progress, then the path of the object for git-lfs to take.
@@ -88,11 +91,19 @@ class Downloads:
                 yield {"bytes": count}
         yield {"done": True}
 
+    async def start(self) -> None:
+        """Takes up what a node that was killed had not synced yet."""
+        if left := await asyncio.to_thread(self._unsynced.withdraw):
+            task = asyncio.create_task(self._recheck(left))
+            self._syncing.add(task)
+            task.add_done_callback(self._syncing.discard)
+
     async def close(self) -> None:
-        """Stops every pull."""
+        """Stops every pull, and waits for the disk."""
         for running in list(self._running.values()):
             running.task.cancel()
         await asyncio.gather(*(each.task for each in self._running.values()), return_exceptions=True)
+        await asyncio.gather(*self._syncing, return_exceptions=True)
 
     async def _pull(self, transfer: Transfer) -> AsyncGenerator[int, None]:
         """Joins the pull of the object, or begins it; ends when it has ended."""
@@ -147,6 +158,7 @@ class Downloads:
             size=size,
             may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
             wait_peers_s=WAIT_PEERS_S,
+            syncs=size < LATE_BYTES_MIN,
             is_linked=True,
         )
 
@@ -162,7 +174,7 @@ class Downloads:
         oid = pull.request.oid
         try:
             async with self._slots:
-                await pull.run()
+                await self._pull_and_sync(pull)
             for tracker in sources.stranger_trackers if sources else ():
                 self._node.announcer.scoped.setdefault(tracker, set()).add(oid)
             self._node.announcer.wake()
@@ -171,6 +183,24 @@ class Downloads:
         finally:
             with contextlib.suppress(KeyError):
                 del self._running[oid]
+
+    async def _pull_and_sync(self, pull: Pull) -> None:
+        """Returns when the object is here; it is synced while git-lfs hashes it."""
+        request = pull.request
+        if request.syncs or not self._node.settings.durable:
+            await pull.run()
+            return
+        await asyncio.to_thread(self._unsynced.add, request.oid, request.target)
+        try:
+            await pull.run()
+        finally:
+            task = asyncio.create_task(asyncio.to_thread(self._unsynced.settle, request.oid))
+            self._syncing.add(task)
+            task.add_done_callback(self._syncing.discard)
+
+    async def _recheck(self, oids: list[Oid]) -> None:
+        with contextlib.suppress(StoreError):
+            await asyncio.to_thread(self._unsynced.recheck, oids)
 
 
 def _explained(error: MegalfsError, sources: Sources, troubles: Sequence[str]) -> MegalfsError:

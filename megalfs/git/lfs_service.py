@@ -60,6 +60,7 @@ class LfsService:
     async def start(self) -> None:
         """As `node.service.Service`."""
         self._uploads.restore()
+        await self._downloads.start()
 
     async def close(self) -> None:
         """Ends what runs; partials stay."""

@@ -27,7 +27,6 @@ from megalfs.node.candidates import Candidate
 from megalfs.node.driver import SwarmDriver
 from megalfs.node.prover import Prover
 from megalfs.node.serving import PartialSource
-from megalfs.store.files import start_writeback
 from megalfs.store.partial import Partial
 from megalfs.store.reuse import ReusePlan, copy, plan
 
@@ -234,15 +233,10 @@ class Attempt:
             pause_s = FLUSH_SHARE * (self._loop.time() - started_at)
             await asyncio.sleep(min(max(pause_s, FLUSH_INTERVAL_S_MIN), FLUSH_INTERVAL_S_MAX))
             try:
-                await asyncio.to_thread(self._save)
+                await asyncio.to_thread(self.partial.flush)
             except BusyError as error:
                 self._fail(error)
                 return
-
-    def _save(self) -> None:
-        self.partial.flush()
-        if self._node.settings.durable:
-            start_writeback(self.partial.fd)  # else all of it waits for the sync at the end
 
     # --- sources -------------------------------------------------------------------------------------------
 

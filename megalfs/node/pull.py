@@ -387,7 +387,7 @@ class Pull:
             identity = partial.commit(
                 replace=request.may_replace(),
                 executable=request.is_executable,
-                durable=self._node.settings.durable,
+                durable=self._node.settings.durable and request.syncs,
             )
         except PolicyError:
             found = identity_holding(request.target, request.oid)

@@ -42,6 +42,7 @@ class PullRequest:
     is_shared: bool = True
     keeps_seeding: bool = True
     uses_lan: bool = False
+    syncs: bool = True  # before the target has its name, where the settings say `durable`
     is_linked: bool = False  # another store will have a hard link of the target: see store.identity
 
 

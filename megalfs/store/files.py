@@ -31,7 +31,6 @@ __all__ = [
     "pread_into",
     "read_json",
     "rename_new",
-    "start_writeback",
     "write_all",
     "write_atomic",
     "write_json",
@@ -145,18 +144,6 @@ def _write_file(path: Path, content: bytes, *, mode: int, durable: bool) -> None
             os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def start_writeback(fd: int) -> None:
-    """Asks the kernel to begin writing a file's dirty pages, without waiting: a later fdatasync finds less to do.
-
-    Linux only (sync_file_range(2) with SYNC_FILE_RANGE_WRITE); elsewhere, and when it fails, nothing is lost.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        zero = ctypes.c_int64(0)
-        ctypes.CDLL(None).sync_file_range(fd, zero, zero, ctypes.c_uint(2))
 
 
 def rename_new(source: str | Path, target: str | Path, *, dir_fd: int | None = None) -> None:
