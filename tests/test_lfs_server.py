@@ -16,7 +16,7 @@ from typing import ClassVar, cast
 
 import pytest
 from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
-from processes import Running
+from processes import Running, free_port, wait_until
 
 from megalfs.errors import NotAuthorisedError, NotFoundError, UsageError
 from megalfs.git.lfs_locks import LockedError, Locks
@@ -93,6 +93,33 @@ def test_stock_git_lfs_pushes_clones_and_locks(new_person: NewPerson) -> None:
     ann.git("push", "origin", "main", cwd=work)
     assert "Unlocked a.bin" in ann.git("lfs", "unlock", "a.bin", cwd=work)
     assert ann.git("lfs", "locks", cwd=work).strip() == ""
+
+
+@requires_git_lfs
+def test_stock_git_lfs_goes_on_where_the_node_was_killed(new_person: NewPerson) -> None:
+    """Run again, it asks for the rest with Range."""
+    node, ann, bob = new_person("node", MEGALFS_LIMIT_UP="6M"), new_person("ann"), new_person("bob")
+    listen = f"127.0.0.1:{free_port()}"
+    server = node.serve("node", "start", listen=listen)
+    work, data = repository(ann, server), content(11, 12_000_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    clone = bob.directory / "clone"
+    incomplete = clone / ".git/lfs/incomplete"
+    with bob.git_running("lfs", "pull", cwd=clone, environ={}) as git:
+        wait_until(
+            lambda: any(part.stat().st_size > 4_000_000 for part in incomplete.glob("*")), "a third of it"
+        )
+        server.kill()
+        git.wait(60)
+    again = node.serve("node", "start", listen=listen)
+    bob.git("lfs", "pull", cwd=clone)
+    assert (clone / "a.bin").read_bytes() == data
+    with urllib.request.urlopen(f"http://{again.address}/metrics", timeout=10) as reply:
+        lines = [line.split() for line in reply.read().decode().splitlines()]
+    [sent] = [float(line[1]) for line in lines if line[0] == 'megalfs_sent_bytes_total{via="http"}']
+    assert sent < len(data) - 3_000_000
 
 
 @requires_git_lfs
