@@ -89,7 +89,9 @@ def test_pushed_to_a_bucket_and_found_there(new_person: NewPerson, s3: str) -> N
     shutil.rmtree(clone)
     shutil.rmtree(bob.root)
     bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
-    bob.ok("pull", ".", cwd=clone)
+    done = bob.ok("pull", ".", "--json", cwd=clone)
+    assert f"{s3}/models/team/{oid_of(changed)}" in done.out
+    assert "X-Amz" not in done.out + done.err  # who has a signed URL may read
     assert (clone / "a.bin").read_bytes() == changed
     # What the bucket has is not sent again: a push of everything, from a root that knows nothing.
     shutil.rmtree(ann.root)

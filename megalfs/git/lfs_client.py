@@ -48,6 +48,8 @@ BLOCK_BYTES = 1 << 20
 CREDENTIAL_S_MAX = 60.0  # a helper may ask the user
 RETRY_S = (1.0, 2.0, 4.0, 8.0)  # after an answer of 429 or 503 without Retry-After
 
+SILENT_S = 30.0  # a server that did not answer does not hold up the next objects, which peers may have
+
 # A node has no terminal to ask on.
 _LOGIN_HINT = (
     "git's credential helper has no login for it: "
@@ -72,6 +74,7 @@ class LfsClient:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._logins: dict[str, str] = {}
+        self._silent_until: dict[str, float] = {}
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -85,7 +88,14 @@ class LfsClient:
             NotFoundError: it has not.
             MegalfsError: it did not say.
         """
-        _, actions = await self._batch(endpoint, "download", oid, size)
+        loop = asyncio.get_running_loop()
+        if self._silent_until.get(endpoint, 0.0) > loop.time():
+            raise TemporaryError(f"{endpoint} did not answer a moment ago")
+        try:
+            _, actions = await self._batch(endpoint, "download", oid, size)
+        except _SilentError:
+            self._silent_until[endpoint] = loop.time() + SILENT_S
+            raise
         action = Action.parse(actions.get("download"))
         if action is None:
             raise NotFoundError(f"{endpoint} has no object {oid}")
@@ -212,7 +222,11 @@ class LfsClient:
                     raise _refusal(url, response, await response.content.read(ANSWER_BYTES_MAX))
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TemporaryError(f"{url} did not answer: {str(error) or type(error).__name__}") from error
+            raise _SilentError(f"{url} did not answer: {str(error) or type(error).__name__}") from error
+
+
+class _SilentError(TemporaryError):
+    """Nobody answered."""
 
 
 class _LaterError(TemporaryError):

@@ -145,6 +145,7 @@ class Downloads:
             origins=self._node.settings.origins,
             located=located,
             uses_lan=uses_lan,
+            syncs=transfer.size < LATE_BYTES_MIN,
             wait_peers_s=WAIT_NOBODY_S if sources.is_empty and not uses_lan else WAIT_PEERS_S,
         )
         return self._start(request, sources, troubles)
@@ -158,7 +159,6 @@ class Downloads:
             size=size,
             may_replace=lambda: True,  # the directory is ours, and what lies there is named by its hash
             wait_peers_s=WAIT_PEERS_S,
-            syncs=size < LATE_BYTES_MIN,
             is_linked=True,
         )
 

@@ -34,6 +34,7 @@ __all__ = ["Bucket"]
 MANIFEST_SUFFIX = ".megalfs"
 URL_LIFE = timedelta(days=1)  # of a presigned URL: a pull of a very large object, begun again some times
 PART_BYTES_MIN = 8 << 20
+PARTS_AT_ONCE = 4  # in memory, of each of up to eight objects
 PARTS_MAX = 9_000  # S3 takes 10,000
 TRIES_MAX = 4
 TRIES_S_MAX = timedelta(seconds=60)
@@ -119,6 +120,7 @@ class Bucket:
                 str(oid),
                 blocks_of(path, reached),
                 chunk_size=max(PART_BYTES_MIN, -(-size // PARTS_MAX)),
+                max_concurrency=PARTS_AT_ONCE,
             )
             await obstore.put_async(self.store, f"{oid}{MANIFEST_SUFFIX}", manifest)
         if not await self.has(oid, size):

@@ -89,6 +89,11 @@ def parse_url(url: str) -> SplitResult:
     return parts
 
 
+def shown_url(url: str) -> str:
+    """A URL without its query, which may be as good as a password: servers sign URLs."""
+    return url.partition("?")[0]
+
+
 def check_status(status: int, url: str) -> None:
     """Maps a refusal to the error tree; returns for 2xx."""
     if 200 <= status < 300:

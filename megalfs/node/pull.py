@@ -20,7 +20,7 @@ from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
-from megalfs.net.http import HttpClient
+from megalfs.net.http import HttpClient, shown_url
 from megalfs.net.webseed import origin_url
 from megalfs.node.attempt import Attempt, Outcome
 from megalfs.node.candidates import Candidate, rank
@@ -399,7 +399,8 @@ class Pull:
 
     def _plain_sources(self) -> list[PlainSource]:
         origins = [
-            PlainSource(url, url, is_origin=True, headers=headers) for url, headers in self._origins.items()
+            PlainSource(shown_url(url), url, is_origin=True, headers=headers)
+            for url, headers in self._origins.items()
         ]
         path, headers = f"/v1/file/{self.request.oid}", self._node.peer_headers()
         strangers = self._node.peer_http.strangers
