@@ -327,9 +327,11 @@ def test_a_large_object_is_synced_after_git_lfs_has_it(new_person: NewPerson) ->
     bob.environ["MEGALFS_PEERS"] = ann.address
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
     unsynced = bob.root / "lfs" / "unsynced.json"
-    wait_until(lambda: json.loads(unsynced.read_bytes()) == {}, "the sync")
-    bob.kill_node()
-    unsynced.write_text(json.dumps({oid_of(data): str(bob.root / "lfs" / oid_of(data))}))
+    listed = {oid_of(data): str(bob.root / "lfs" / oid_of(data))}
+    assert json.loads(unsynced.read_bytes()) == listed
+    bob.kill_node(signal.SIGTERM)
+    assert json.loads(unsynced.read_bytes()) == {}
+    unsynced.write_text(json.dumps(listed))
     shutil.rmtree(bob.directory / "clone")
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == data

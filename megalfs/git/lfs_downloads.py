@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ PROGRESS_S = 0.15
 PULLS_AT_ONCE = 8
 WAIT_PEERS_S = 5.0  # for peers of a tracker that have just come up
 WAIT_NOBODY_S = 0.5  # nobody is named, so nobody will come
+# git-lfs hashes and copies a few GiB in that time, and wants the disk for it.
+SYNC_AFTER_S = 20.0
 COPIED_MAX = 3  # an object that leaves the store while it is handed over is pulled again
 
 
@@ -58,6 +60,7 @@ class Downloads:
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self._unsynced = Unsynced(node.store, objects.directory)
         self._syncing: set[asyncio.Task[None]] = set()
+        self._is_closing = asyncio.Event()
 
     async def run(self, transfer: Transfer) -> AsyncGenerator[dict[str, object], None]:
         """Progress, then the path of the object for git-lfs to take.
@@ -94,15 +97,14 @@ class Downloads:
     async def start(self) -> None:
         """Takes up what a node that was killed had not synced yet."""
         if left := await asyncio.to_thread(self._unsynced.withdraw):
-            task = asyncio.create_task(self._recheck(left))
-            self._syncing.add(task)
-            task.add_done_callback(self._syncing.discard)
+            self._sync_later(self._recheck(left))
 
     async def close(self) -> None:
         """Stops every pull, and waits for the disk."""
         for running in list(self._running.values()):
             running.task.cancel()
         await asyncio.gather(*(each.task for each in self._running.values()), return_exceptions=True)
+        self._is_closing.set()
         await asyncio.gather(*self._syncing, return_exceptions=True)
 
     async def _pull(self, transfer: Transfer) -> AsyncGenerator[int, None]:
@@ -194,9 +196,20 @@ class Downloads:
         try:
             await pull.run()
         finally:
-            task = asyncio.create_task(asyncio.to_thread(self._unsynced.settle, request.oid))
-            self._syncing.add(task)
-            task.add_done_callback(self._syncing.discard)
+            self._sync_later(self._sync(request.oid))
+
+    def _sync_later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._syncing.add(task)
+        task.add_done_callback(self._syncing.discard)
+
+    async def _sync(self, oid: Oid) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_closing.wait(), SYNC_AFTER_S)
+        try:
+            await asyncio.to_thread(self._unsynced.settle, oid)
+        except StoreError as error:
+            log.warning("%s", error)  # it stays on the list
 
     async def _recheck(self, oids: list[Oid]) -> None:
         with contextlib.suppress(StoreError):

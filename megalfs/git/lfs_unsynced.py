@@ -1,7 +1,7 @@
 """Objects that git-lfs got before the disk had them.
 
 A sync of a gigabyte takes as long as its transfer, and git-lfs has work to do meanwhile: it hashes the object and
-copies it into the work tree. So a large one is handed over first and synced then. What a power cut could have
+copies it into the work tree. So a large one is handed over first and synced later. What a power cut could have
 damaged stands in a list that is on disk before the object is; a node that finds it hashes those files again
 before it serves them.
 """
@@ -48,7 +48,8 @@ class Unsynced:
 
     def settle(self, oid: Oid) -> None:
         """Syncs an object, or finds that it is not there; raises StoreError."""
-        path = Path(self._paths[str(oid)])
+        with self._lock:
+            path = Path(self._paths[str(oid)])
         with map_os_errors(f"cannot sync {str(path)!r}"), suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
