@@ -120,13 +120,19 @@ class Attempt:
         partial: Partial,
         *,
         is_shared: bool,
+        callers: Collection[bytes] = (),
         changed: Callable[[], None],
     ) -> None:
+        """
+        Args:
+            callers: instance ids of nodes that have the blob and dial us: we join the sessions that they opened.
+        """
         self.candidate = candidate
         self.manifest = manifest
         self.partial = partial
         self.error: MegalfsError | None = None
         self._node = node
+        self._callers = callers
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
@@ -240,21 +246,14 @@ class Attempt:
 
     # --- sources -------------------------------------------------------------------------------------------
 
-    def recruit(
-        self,
-        peers: Sequence[HostPort],
-        *,
-        callers: Collection[bytes],
-        origins: Mapping[str, Mapping[str, str]],
-    ) -> None:
+    def recruit(self, peers: Sequence[HostPort], *, origins: Mapping[str, Mapping[str, str]]) -> None:
         """Brings every peer that offers this manifest into the swarm, and back when it was lost; adds origins.
 
         Args:
-            callers: instance ids of nodes that have the blob and dial us: we join the sessions that they opened.
             origins: the headers that go with each URL.
         """
         for session in list(self._node.hub.sessions.values()):
-            if session.hello.instance in callers:
+            if session.hello.instance in self._callers:
                 self.driver.join(session)
         now = self._loop.time()
         for address in peers:

@@ -113,11 +113,7 @@ class Pull:
         return counts
 
     def offer(self, manifest: Manifest, signatures: Iterable[ManifestSignature], *, caller: bytes) -> None:
-        """A node handed this manifest over, to be tried when no peer offers one.
-
-        Args:
-            caller: its instance id: it serves the blob over the session that it dialled, and needs no address.
-        """
+        """A node handed this manifest over; `caller` is its instance id: it serves over the session it dialled."""
         self._manifests.setdefault(manifest.id, manifest)
         self._handed.update(signatures)
         self._callers.add(caller)
@@ -167,7 +163,13 @@ class Pull:
     async def _attempt_manifest(self, candidate: Candidate, manifest: Manifest) -> Outcome:
         partial = await asyncio.to_thread(self._partial_for, manifest)
         attempt = Attempt(
-            self._node, candidate, manifest, partial, is_shared=self.request.is_shared, changed=self._wake.set
+            self._node,
+            candidate,
+            manifest,
+            partial,
+            is_shared=self.request.is_shared,
+            callers=self._callers,
+            changed=self._wake.set,
         )
         self._attempt = attempt
         self._node.peer_listeners[manifest.id] = self._sources.add
@@ -198,7 +200,7 @@ class Pull:
             mine = next(
                 (each for each in ranked if each.manifest_id == attempt.manifest.id), attempt.candidate
             )
-            attempt.recruit(mine.peers, callers=self._callers, origins=self._origins)
+            attempt.recruit(mine.peers, origins=self._origins)
             others = [each for each in ranked if each.manifest_id != attempt.manifest.id]
             is_dry = not (attempt.driver.source_count or attempt.is_dialling or attempt.is_local_busy)
             if others and (outcome is Outcome.STARVED or (is_dry and attempt.idle_s > DRY_S)):
@@ -325,7 +327,7 @@ class Pull:
         signatures = [
             signature
             for signature in self._sources.signatures(manifest.id) | self._handed
-            if _is_genuine(signature, manifest.id)
+            if signature.is_genuine(manifest.id)
         ]
 
         def finish() -> None:
@@ -487,11 +489,3 @@ class Pull:
 def _add(into: dict[str, int], more: dict[str, int]) -> None:
     for name, count in more.items():
         into[name] = into.get(name, 0) + count
-
-
-def _is_genuine(signature: ManifestSignature, manifest_id: ManifestId) -> bool:
-    try:
-        signature.verify(manifest_id)
-    except PolicyError:
-        return False
-    return True
