@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -105,7 +106,9 @@ def _repository(tree: WorkTree, root: Path, settings: Settings) -> Iterator[LfsF
 
 
 def _reach(sources: Sources) -> Iterator[LfsFinding]:
-    """Which of them answer a connection; nothing is asked."""
+    """Whether they can be asked: which answer a connection, and what a bucket needs."""
+    if any(url.startswith(S3_SCHEME) for url in sources.servers) and find_spec("obstore") is None:
+        yield LfsFinding("lfs-s3", "bad", "a bucket needs the extra s3", "pip install 'megalfs[s3]'")
     urls = [url for url in (*sources.trackers, *sources.servers) if not url.startswith(S3_SCHEME)]
     parts = [urlsplit(url) for url in urls]
     named = [(each.hostname or "", each.port or (443 if each.scheme == "https" else 80)) for each in parts]
