@@ -346,6 +346,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "once 503":
                 if len(origin.asked) == 1:
                     return self._refuse(503)
+            case "once 429":
+                if len(origin.asked) == 1:
+                    return self._refuse(429, {"Retry-After": "1"})
             case "redirect":
                 return self._refuse(302, {"Location": origin.location})
             case "html":

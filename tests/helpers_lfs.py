@@ -58,7 +58,7 @@ class Person(Megalfs):
     ) -> Done:
         """Runs git to its end, whatever that is."""
         done = subprocess.run(
-            ["git", *map(str, argv)],
+            [*self.prefix, "git", *map(str, argv)],
             cwd=cwd or self.directory,
             env=self.environ | dict(environ or {}),
             stdin=subprocess.DEVNULL,
@@ -83,7 +83,7 @@ class Person(Megalfs):
         with (
             log.open("wb") as out,
             subprocess.Popen(
-                ["git", *map(str, argv)],
+                [*self.prefix, "git", *map(str, argv)],
                 cwd=cwd,
                 env=self.environ | dict(environ),
                 stdin=subprocess.DEVNULL,
@@ -149,6 +149,11 @@ class Person(Megalfs):
         """Ends everything, the node too."""
         super().close()
         self.kill_node()
+
+
+def received(person: Person) -> int:
+    """Bytes of pieces that the node of a root has got from anywhere, since it started."""
+    return int(str(person.ok("status", "--json").records[0]["bytes_in"]))
 
 
 def is_running(pid: int) -> bool:

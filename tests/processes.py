@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -118,6 +119,7 @@ class Megalfs:
         self.directory = directory
         self.root = root or directory / "root"
         self.environ = environment(directory, environ)
+        self.prefix: list[str] = []  # before every command: `ip netns exec NAME`, in a bench
         self.started: list[Running] = []
 
     def run(
@@ -183,7 +185,13 @@ class Megalfs:
                 running.kill()
 
     def _argv(self, argv: Sequence[object]) -> list[str]:
-        return [sys.executable, "-m", "megalfs", "--root", str(self.root), *map(str, argv)]
+        return [*self.prefix, sys.executable, "-m", "megalfs", "--root", str(self.root), *map(str, argv)]
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago; a node that is killed can take it again."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
 
 
 def is_ready_at(address: str) -> bool:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
-from helpers_lfs import Person, content, new_person, objects_in, oid_of, requires_git_lfs
+from adversaries import FORGERIES, adopt, manifest_of
+from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
 from processes import wait_until
+
+from megalfs.core.signing import sign_manifest
+from megalfs.git.lfs_setup import stub_path
+from megalfs.git.lfs_unsynced import LATE_BYTES_MIN
+from megalfs.store.blobs import Store
+from megalfs.store.root import Root
 
 __all__ = ["new_person"]
 
@@ -209,7 +221,9 @@ def test_a_peer_killed_in_the_middle(new_person: NewPerson) -> None:
     assert (clone / "a.bin").read_bytes() == data
 
 
-def test_git_lfs_killed_in_the_middle_and_run_again(new_person: NewPerson) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_git_lfs_stopped_in_the_middle_and_run_again(new_person: NewPerson, number: signal.Signals) -> None:
+    """`kill -9` and Ctrl-C, which the terminal sends to git, git-lfs and all agents; the node runs on."""
     ann, bob = new_person("ann", MEGALFS_LIMIT_UP="6M").install(), new_person("bob").install()
     data = content(7, 12_000_000)
     work = ann.new_repository()
@@ -220,13 +234,56 @@ def test_git_lfs_killed_in_the_middle_and_run_again(new_person: NewPerson) -> No
     clone, log = bob.directory / "clone", bob.directory / "progress"
     with bob.git_running("lfs", "pull", cwd=clone, environ={"GIT_LFS_PROGRESS": str(log)}) as git:
         wait_until(lambda: fetched_bytes(log) > 4_000_000, "a third of the file")
-        os.killpg(git.pid, signal.SIGKILL)
-        git.wait(10)
+        os.killpg(git.pid, number)
+        assert git.wait(10) != 0
+    assert objects_in(clone / ".git") == set()
+    node = bob.node
     bob.git("lfs", "pull", cwd=clone)
+    assert bob.node == node
     assert (clone / "a.bin").read_bytes() == data
-    received = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
-    assert received < 1.25 * len(data)
+    assert received(bob) < 1.25 * len(data)
     assert not list((bob.root / "lfs").glob(".*"))
+
+
+def until_complete(out: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """What an agent says of one transfer."""
+    for line in out:
+        message = json.loads(line)
+        yield message
+        if message["event"] == "complete":
+            return
+
+
+def test_progress_is_told_while_a_file_comes(new_person: NewPerson) -> None:
+    """Spoken to as git-lfs does: something at once, then all along, never backwards, the size at the end."""
+    ann, bob = new_person("ann", MEGALFS_LIMIT_UP="4M").install(), new_person("bob").install()
+    work, data = ann.new_repository(), content(15, 8_000_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.environ["MEGALFS_PEERS"] = ann.address
+    bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    asked = {"event": "download", "oid": oid_of(data), "size": len(data), "action": None}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", stub_path()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=bob.directory / "clone",
+        env=bob.environ,
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        for line in ({"event": "init", "operation": "download"}, asked):
+            agent.stdin.write(json.dumps(line).encode() + b"\n")
+        agent.stdin.flush()
+        assert json.loads(agent.stdout.readline()) == {}
+        *progress, complete = until_complete(agent.stdout)
+        agent.stdin.close()
+    assert Path(complete["path"]).read_bytes() == data
+    counts = [each["bytesSoFar"] for each in progress]
+    assert (counts[0], counts[-1]) == (1, len(data))
+    assert counts == sorted(set(counts))
+    assert len(counts) > 6  # of a transfer that the other side's limit stretches over a second at least
+    assert sum(each["bytesSinceLast"] for each in progress) == len(data)
 
 
 def test_a_push_with_nobody_else_online_says_so(new_person: NewPerson) -> None:
@@ -251,14 +308,71 @@ def test_a_second_version_costs_its_changes(new_person: NewPerson) -> None:
     ann.git("push", "origin", "main", cwd=work)
     bob.environ["MEGALFS_PEERS"] = ann.address
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
-    before = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    before = received(bob)
     changed = data[:4_000_000] + b"a small edit" + data[4_000_000:]
     ann.commit(work, {"a.bin": changed})
     ann.git("push", "origin", "main", cwd=work)
     bob.git("pull", "-q", cwd=bob.directory / "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == changed
-    after = int(bob.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    after = received(bob)
     assert after - before < 2_200_000
+
+
+def test_a_large_object_is_synced_after_git_lfs_has_it(new_person: NewPerson) -> None:
+    """Until then it stands in a list; a node that was killed meanwhile hashes it again, and serves it."""
+    ann, bob = new_person("ann").install(), new_person("bob").install()
+    work, data = ann.new_repository(), content(16, LATE_BYTES_MIN + 1)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.environ["MEGALFS_PEERS"] = ann.address
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    unsynced = bob.root / "lfs" / "unsynced.json"
+    listed = {oid_of(data): str(bob.root / "lfs" / oid_of(data))}
+    assert json.loads(unsynced.read_bytes()) == listed
+    bob.kill_node(signal.SIGTERM)
+    assert json.loads(unsynced.read_bytes()) == {}
+    unsynced.write_text(json.dumps(listed))
+    shutil.rmtree(bob.directory / "clone")
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+    wait_until(lambda: json.loads(unsynced.read_bytes()) == {}, "the hash")
+
+
+def test_a_trusted_signature_saves_our_proof(new_person: NewPerson) -> None:
+    """As `pull`: git-lfs hashes every object again, so ours would be the second hash of a second hash.
+
+    A manifest whose chaining state is wrong shows who looked: only who proves finds it out.
+    """
+    ann = new_person("ann").install()
+    key = ann.ok("auth", "init").out.strip()
+    work, data = ann.new_repository(), content(14, 4_000_000)
+    ann.commit(work, {"a.bin": data})
+    source = ann.directory / "forged"
+    source.write_bytes(data)
+    false = FORGERIES["state"](manifest_of(source), data).manifest
+    adopt(ann.root, source, false)
+    private = Root.open(ann.root, create=False).load_key()
+    assert private is not None
+    with Store(Root.open(ann.root, create=False)) as store:
+        store.add_manifest(false, [sign_manifest(private, false.id)])
+    peer = ann.serve("node", "start").address
+    for name, settings, is_taken in (
+        ("trusting", {"megalfs.key": key}, True),
+        ("asking", {}, False),
+        ("proving", {"megalfs.key": key}, False),
+    ):
+        bob = new_person(name, **({"MEGALFS_PROOF": "always"} if name == "proving" else {})).install()
+        bob.git("init", "-q", "clone")
+        clone = bob.directory / "clone"
+        for each, value in {**settings, "megalfs.peer": peer}.items():
+            bob.git("config", each, value, cwd=clone)
+        bob.git("pull", "-q", ann.directory / "work", "main", cwd=clone)
+        assert (clone / "a.bin").read_bytes() == data
+        with urllib.request.urlopen(
+            f"http://{bob.address}/v1/file/{oid_of(data)}/manifests", timeout=10
+        ) as reply:
+            held = [each["manifest"] for each in json.load(reply)["manifests"]]
+        assert (held == [str(false.id)]) is is_taken, name
 
 
 def test_with_nobody_named_the_lan_is_asked(new_person: NewPerson) -> None:

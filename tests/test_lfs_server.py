@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import pytest
-from helpers_lfs import Person, content, new_person, objects_in, oid_of, requires_git_lfs
-from processes import Running
+from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
+from processes import Running, free_port, wait_until
 
 from megalfs.errors import NotAuthorisedError, NotFoundError, UsageError
 from megalfs.git.lfs_locks import LockedError, Locks
@@ -31,8 +34,6 @@ def ask(
     request = urllib.request.Request(f"http://{server.address}/team/model.git/info/lfs{path}", method=method)
     request.add_header("Accept", LFS_TYPE)
     if login:
-        import base64
-
         request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     try:
@@ -64,6 +65,13 @@ def repository(person: Person, server: Running, login: str = "") -> Path:
     return work
 
 
+def log_in(person: Person, server: Running, token: str) -> None:
+    """What a person types when git asks, and `git credential-store` keeps."""
+    stored = person.directory / "credentials"
+    person.git("config", "--global", "credential.helper", f"store --file {stored}")
+    stored.write_text(f"http://ann:{token}@{server.address}\n")
+
+
 @requires_git_lfs
 def test_stock_git_lfs_pushes_clones_and_locks(new_person: NewPerson) -> None:
     server = new_person("node").serve("node", "start")
@@ -88,6 +96,33 @@ def test_stock_git_lfs_pushes_clones_and_locks(new_person: NewPerson) -> None:
 
 
 @requires_git_lfs
+def test_stock_git_lfs_goes_on_where_the_node_was_killed(new_person: NewPerson) -> None:
+    """Run again, it asks for the rest with Range."""
+    node, ann, bob = new_person("node", MEGALFS_LIMIT_UP="6M"), new_person("ann"), new_person("bob")
+    listen = f"127.0.0.1:{free_port()}"
+    server = node.serve("node", "start", listen=listen)
+    work, data = repository(ann, server), content(11, 12_000_000)
+    ann.commit(work, {"a.bin": data})
+    ann.git("push", "-q", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    clone = bob.directory / "clone"
+    incomplete = clone / ".git/lfs/incomplete"
+    with bob.git_running("lfs", "pull", cwd=clone, environ={}) as git:
+        wait_until(
+            lambda: any(part.stat().st_size > 4_000_000 for part in incomplete.glob("*")), "a third of it"
+        )
+        server.kill()
+        git.wait(60)
+    again = node.serve("node", "start", listen=listen)
+    bob.git("lfs", "pull", cwd=clone)
+    assert (clone / "a.bin").read_bytes() == data
+    with urllib.request.urlopen(f"http://{again.address}/metrics", timeout=10) as reply:
+        lines = [line.split() for line in reply.read().decode().splitlines()]
+    [sent] = [float(line[1]) for line in lines if line[0] == 'megalfs_sent_bytes_total{via="http"}']
+    assert sent < len(data) - 3_000_000
+
+
+@requires_git_lfs
 def test_a_token_is_needed_where_others_can_reach_the_node(new_person: NewPerson) -> None:
     node = new_person("node")
     server = node.serve("node", "start", listen="0.0.0.0:0")
@@ -99,8 +134,7 @@ def test_a_token_is_needed_where_others_can_reach_the_node(new_person: NewPerson
     ann.commit(work, {"a.bin": data})
     refused = ann.try_git("push", "origin", "main", cwd=work)
     assert refused.code != 0
-    helper = f'!f() {{ test "$1" = get && echo username=ann && echo password={token}; }}; f'
-    ann.git("config", "--global", "credential.helper", helper)
+    log_in(ann, server, token)
     ann.git("push", "origin", "main", cwd=work)
     lock = {"path": "a.bin"}
     assert ask(server, "/locks", lock)[0] == 401
@@ -112,6 +146,55 @@ def test_a_token_is_needed_where_others_can_reach_the_node(new_person: NewPerson
     assert (bob.directory / "clone/a.bin").read_bytes() == data
     node.ok("lfs", "token", "ann", "--revoke")
     assert ask(server, "/locks/verify", {}, login=f"ann:{token}")[0] == 401
+
+
+@requires_git_lfs
+def test_an_allow_list_and_a_token(new_person: NewPerson) -> None:
+    """A node that answers only to listed keys: who has no key, but a token, reads, writes and locks with it."""
+    listed = new_person("listed").ok("auth", "init").out.strip()
+    node = new_person("node", MEGALFS_ALLOW_KEYS=listed)
+    server = node.serve("node", "start")
+    token = node.ok("lfs", "token", "ann").out.strip()
+    ann, bob, eve = new_person("ann"), new_person("bob"), new_person("eve").install()
+    work, data = repository(ann, server), content(9, 400_000)
+    ann.commit(work, {"a.bin": data})
+    url = f"http://{server.address}/team/model.git/info/lfs"
+
+    for wrong in ("", token[:-1] + "x"):
+        log_in(ann, server, wrong)
+        refused = ann.try_git("push", "origin", "main", cwd=work)
+        assert refused.code != 0
+        assert f"Git credentials for {url} not found" in refused.err
+    for person in (ann, bob, eve):
+        log_in(person, server, token)
+    ann.git("push", "origin", "main", cwd=work)
+    bob.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (bob.directory / "clone/a.bin").read_bytes() == data
+    assert "Locked a.bin" in ann.git("lfs", "lock", "a.bin", cwd=work)
+    assert "a.bin" in bob.git("lfs", "locks", cwd=bob.directory / "clone")
+    assert "Unlocked a.bin" in ann.git("lfs", "unlock", "a.bin", cwd=work)
+    # With the agent, whose own key is not listed either.
+    eve.git("clone", "-q", ann.directory / "work.git", "clone")
+    assert (eve.directory / "clone/a.bin").read_bytes() == data
+
+    oid = oid_of(data)
+    batch = {"operation": "download", "objects": [{"oid": oid, "size": len(data)}]}
+    status, answer = ask(server, "/objects/batch", batch)
+    assert status == 401
+    assert "megalfs lfs token NAME" in str(answer["message"])
+    for path, method in (("/locks", "GET"), ("/locks/verify", "POST"), ("/verify", "POST")):
+        assert ask(server, path, None if method == "GET" else {}, method=method)[0] == 401
+    assert ask(server, f"/objects/{oid}", data, method="PUT")[0] == 401
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://{server.address}/v1/file/{oid}", timeout=10)
+    # A token opens objects and nothing else of the node.
+    basic = {"Authorization": "Basic " + base64.b64encode(f"ann:{token}".encode()).decode()}
+    for path in ("/v1/status", f"/v1/file/{oid}/manifests", "/v1/names?name=x"):
+        request = urllib.request.Request(f"http://{server.address}{path}", headers=basic)
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=10)
+    node.ok("lfs", "token", "ann", "--revoke")
+    assert ask(server, "/objects/batch", batch, login=f"ann:{token}")[0] == 401
 
 
 def test_what_the_api_answers(new_person: NewPerson) -> None:
@@ -188,12 +271,12 @@ def test_hybrid_mode_moves_only_chunks_that_the_server_lacks(new_person: NewPers
     work, data = repository(ann, server), content(6, 6_000_000)
     ann.commit(work, {"a.bin": data})
     assert "nobody else" not in ann.git("push", "origin", "main", cwd=work)
-    before = int(node.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    before = received(node)
     assert before >= len(data) - 1
     changed = data[:3_000_000] + b"an edit" + data[3_000_000:]
     ann.commit(work, {"a.bin": changed})
     ann.git("push", "origin", "main", cwd=work)
-    after = int(node.ok("status", "--json").records[0]["bytes_in"])  # type: ignore[call-overload]
+    after = received(node)
     assert 0 < after - before < 2_200_000
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == changed
@@ -216,8 +299,7 @@ def test_a_home_has_everything_when_git_push_returns(new_person: NewPerson) -> N
     refused = ann.try_git("push", "origin", "main", cwd=work)
     assert refused.code != 0
     assert "megalfs lfs token" in refused.err
-    helper = f'!f() {{ test "$1" = get && echo username=ann && echo password={token}; }}; f'
-    ann.git("config", "--global", "credential.helper", helper)
+    log_in(ann, server, token)
     said = ann.git("push", "origin", "main", cwd=work)
     assert "nobody else" not in said
     ann.kill_node()
@@ -239,11 +321,68 @@ def test_the_server_that_a_repository_had_is_an_origin(new_person: NewPerson) ->
     ann.ok("lfs", "init-repo", "--force", cwd=work)
     assert server.address in (work / ".megalfs.toml").read_text()
     ann.git("push", "-q", "origin", "main", cwd=work)
+    pat = new_person("pat")
+    pat.git("clone", "-q", ann.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    pat.ok("pull", ".", cwd=pat.directory / "clone")
+    assert (pat.directory / "clone/a.bin").read_bytes() == data
     bob.git("clone", "-q", ann.directory / "work.git", "clone")
     assert (bob.directory / "clone/a.bin").read_bytes() == data
     server.kill()
     eve.git("clone", "-q", "-c", f"megalfs.peer={bob.address}", ann.directory / "work.git", "clone")
     assert (eve.directory / "clone/a.bin").read_bytes() == data
+
+
+class BusyServer(BaseHTTPRequestHandler):
+    """An LFS server that sends everybody away once, and says until when."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        [wanted] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["objects"]
+        href = f"http://{self.headers['Host']}/{wanted['oid']}"
+        answer = {"objects": [{**wanted, "actions": {"download": {"href": href}}}]}
+        self._answer(json.dumps(answer).encode())
+
+    def do_GET(self) -> None:
+        self._answer(self.objects[self.path.strip("/")])
+
+    def _answer(self, body: bytes) -> None:
+        is_first = self.path not in self.asked
+        self.asked.append(self.path)
+        self.send_response(429 if is_first else 200)
+        if is_first:
+            self.send_header("Retry-After", "1")
+        body = b"" if is_first else body
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@requires_git_lfs
+def test_a_busy_server_is_asked_again_when_it_says(new_person: NewPerson) -> None:
+    """429 with Retry-After, from the Batch API and for the object: as git-lfs itself takes it."""
+    data = content(10, 300_000)
+    oid = oid_of(data)
+    BusyServer.objects, BusyServer.asked = {oid: data}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BusyServer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        ann = new_person("ann").install()
+        work = ann.new_repository(server=f"http://127.0.0.1:{server.server_address[1]}/lfs")
+        ann.commit(work, {"a.bin": data})
+        shutil.rmtree(work / ".git/lfs/objects")
+        ann.git("lfs", "pull", cwd=work)
+        assert objects_in(work / ".git") == {oid}
+        assert BusyServer.asked == 2 * ["/lfs/objects/batch"] + 2 * [f"/{oid}"]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_locks(tmp_path: Path) -> None:

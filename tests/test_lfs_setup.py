@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from adversaries import flip
 from helpers_lfs import Person, content, new_person, oid_of, requires_git_lfs
 from helpers_store import make_store
 from processes import wait_until
@@ -24,6 +25,7 @@ from megalfs.errors import ConfigError
 from megalfs.formats.hostport import HostPort
 from megalfs.git.lfs_setup import stub_path
 from megalfs.git.lfs_sources import RepositoryFile, find_sources
+from megalfs.git.lfs_unsynced import Unsynced
 from megalfs.store.blobs import Place, Store
 from megalfs.store.identity import ChangedError, Identity
 from megalfs.store.ingest import publish
@@ -101,6 +103,13 @@ def test_init_repo(new_person: NewPerson) -> None:
         ann.git("config", "-f", ".lfsconfig", "lfs.pushurl", cwd=work).strip()
         == "https://example.invalid/lfs"
     )
+    # A home is where everybody may look, and where this clone pushes.
+    home = "s3://models/team"
+    ann.ok("lfs", "init-repo", "--name", "a/b", "--home", home, cwd=work)
+    assert RepositoryFile.parse((work / ".megalfs.toml").read_text()).servers == (home,)
+    assert ann.git("config", "--local", "megalfs.home", cwd=work).strip() == home
+    for bad in ("s3://", "s3://a@b/c", "s3://bucket:80/x", "ftp://x/y", "http://u:p@127.0.0.1/"):
+        assert ann.run("lfs", "init-repo", "--home", bad, cwd=work).code == 2, bad
     assert ann.run("lfs", "init-repo", "--name", "../x", cwd=work).code == 2
     assert ann.run("lfs", "init-repo", "--peer", "169.254.169.254:80", cwd=work).code == 2
     assert ann.run("lfs", "init-repo", cwd=ann.directory).code == 3
@@ -127,7 +136,12 @@ def test_doctor_finds_what_git_lfs_would_call_eof(new_person: NewPerson) -> None
     assert found["lfs-sources"][0] == "bad"
     assert "lfs-ssh" not in found
     ann.git("config", "megalfs.peer", "127.0.0.1:7", cwd=work)
-    assert findings(work)["lfs-sources"] == ("ok", "peers 127.0.0.1:7 of your configuration")
+    found = findings(work)
+    assert found["lfs-sources"] == ("ok", "peers 127.0.0.1:7 of your configuration")
+    assert found["lfs-reach"] == ("bad", "does not answer: 127.0.0.1:7 (Connection refused)")
+    with recorder() as (address, _):
+        ann.git("config", "--add", "megalfs.peer", address, cwd=work)
+        assert findings(work)["lfs-reach"][0] == "note"
     ann.git("config", "lfs.url", "https://example.invalid/x", cwd=work)
     assert "example.invalid" in findings(work)["lfs-url"][1]
 
@@ -339,6 +353,28 @@ def test_a_linked_file_is_watched_by_its_bytes_not_its_links(tmp_path: Path) -> 
         assert store.recheck(oid)
         os.link(path, tmp_path / "other")
         assert is_open(store, path, oid)
+
+
+def test_what_a_power_cut_could_have_damaged_is_hashed_again(tmp_path: Path) -> None:
+    """Large objects are handed over before the disk has them; the list of those outlives the node."""
+    with make_store(tmp_path) as store:
+        paths = [tmp_path / name for name in ("whole", "damaged", "synced")]
+        for index, path in enumerate(paths):
+            path.write_bytes(content(index, 300_000))
+        oids = [publish(store, path).oid for path in paths]
+        before = Unsynced(store, tmp_path)
+        for oid, path in zip(oids, paths, strict=True):
+            before.add(oid, path)
+        before.settle(oids[2])
+        flip(paths[1], 100_000)
+
+        after = Unsynced(store, tmp_path)
+        left = after.withdraw()
+        assert left == oids[:2]
+        assert [store.at(path) is not None for path in paths] == [False, False, True]
+        after.recheck(left)
+        assert [store.at(path) is not None for path in paths] == [True, False, True]
+        assert Unsynced(store, tmp_path).withdraw() == []
 
 
 def is_open(store: Store, path: Path, oid: object) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from adversaries import flip
 from helpers_lfs import Person, content, new_person, objects_in, oid_of, requires_git_lfs
 
 from megalfs.errors import BusyError, StoreError
@@ -109,11 +110,17 @@ def test_prune_removes_only_what_others_show(new_person: NewPerson) -> None:
     prune = ("lfs", "prune", "--verify-swarm", "--min-copies")
     assert "would remove 1 of 3" in ann.ok(*prune, 1, "--dry-run", cwd=work).err
     assert "removed 0 of 3" in ann.ok(*prune, 2, cwd=work).err
+    # One wrong byte in the other copy: this small, every piece is drawn.
+    copy = bob.root / "lfs" / oid_of(FILES["a.bin"])
+    flip(copy, 700_000)
+    assert "would remove 0 of 3" in ann.ok(*prune, 1, "--dry-run", cwd=work).err
+    flip(copy, 700_000)
     assert objects_in(work / ".git") == held
     done = ann.ok(*prune, 1, cwd=work)
     assert objects_in(work / ".git") == held - {oid_of(FILES["a.bin"])}
     assert not (ann.root / "lfs" / oid_of(FILES["a.bin"])).exists()
     assert done.err.count("kept ") == 2
+    assert "pieces drawn by lot, not read there as a whole" in done.err
     assert ann.run("lfs", "prune", cwd=work).code == 2
 
 

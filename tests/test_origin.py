@@ -79,7 +79,7 @@ def test_a_manifest_known_here_and_only_an_origin(scene: Scene) -> None:
     assert summary["bytes_origin"] == len(scene.content)
 
 
-@pytest.mark.parametrize("oddity", ["no range", "once 503", "truncated once"])
+@pytest.mark.parametrize("oddity", ["no range", "once 503", "once 429", "truncated once"])
 def test_oddities_that_cost_nothing(scene: Scene, oddity: str) -> None:
     leecher = scene.stage.node(oddity)
     with plain_origin({"/model": scene.content}) as origin:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 from adversaries import MIB, Stage, litter, make_model, pulled
-from processes import Done, Megalfs, Running, wait_until
+from processes import Done, Megalfs, Running, free_port, wait_until
 
 RATE = "1500K"  # slow enough that a second process starts while the first still pulls, on a busy machine too
 PROGRESS_KEYS = {"event", "bytes_total", "bytes_verified", "bytes_fetched", "bytes_reused"}
@@ -112,14 +112,6 @@ def test_two_leechers_that_never_meet(scene: Scene) -> None:
 def verified(pulling: Running) -> int:
     """What the last whole progress object says."""
     return max((int(str(r.get("bytes_verified", 0))) for r in pulling.records), default=0)
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 # What a pull says.

@@ -66,11 +66,15 @@ def _add_init_repo(actions: Commands) -> None:
     )
     parser.add_argument(
         "--server",
-        type=http_url,
         action="append",
         default=[],
         metavar="URL",
-        help="an LFS server to fall back on, such as https://HOST/REPO.git/info/lfs; may repeat",
+        help="an LFS server to fall back on, https://HOST/REPO.git/info/lfs, or s3://BUCKET/PREFIX; may repeat",
+    )
+    parser.add_argument(
+        "--home",
+        metavar="URL",
+        help="a --server that every push from this clone must reach (git config megalfs.home)",
     )
     parser.add_argument(
         "--pushurl", type=http_url, metavar="URL", help="an LFS server that pushes go to instead"
@@ -127,12 +131,13 @@ def _init_repo(context: Context) -> int:
         trackers=args.tracker,
         peers=[str(each) for each in args.peer],
         servers=args.server,
+        home=args.home,
         pushurl=args.pushurl,
         force=args.force,
     )
     for path in changed:
         context.ui.result(str(path))
-    if not args.tracker and not args.peer and not args.server:
+    if not args.tracker and not args.peer and not args.server and not args.home:
         context.ui.note(
             "no tracker or peer is named: clones find objects only where their user's settings lead"
         )
@@ -143,6 +148,7 @@ def _prune(context: Context) -> int:
     from megalfs.cli.local_node import post_node, running_node
     from megalfs.cli.ui import size_text
     from megalfs.errors import UsageError
+    from megalfs.git.lfs_prune import PIECES_SHOWN
     from megalfs.git.worktree import WorkTree
 
     args, ui, root = context.args, context.ui, context.root(create=False)
@@ -175,6 +181,10 @@ def _prune(context: Context) -> int:
         f"{len(removed)} of {len(objects)} objects",
     )
     ui.note(f"{'would remove' if args.dry_run else 'removed'} {what}, {freed}")
+    if removed:
+        ui.note(
+            f"each was shown by others in up to {PIECES_SHOWN} pieces drawn by lot, not read there as a whole"
+        )
     return 0
 
 

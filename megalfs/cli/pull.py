@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,9 +117,12 @@ def _pull(context: Context) -> int:
             _print(context, summary)
 
         async def work(stop: asyncio.Event) -> PullSummary:
+            located, troubles = await plan.locate() if plan is not None else ({}, [])
+            for text in troubles:
+                context.ui.warn(text)
             return await run_pull(
                 plan.targets if plan is not None else args.targets,
-                _options(context, plan),
+                replace(_options(context, plan), located=located),
                 store=store,
                 settings=settings,
                 cwd=Path.cwd(),
@@ -147,7 +151,7 @@ def _options(context: Context, plan: WorkTreePull | None) -> PullOptions:
         trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
         strangers=plan.sources.strangers if plan else frozenset(),
         origins=tuple(args.origin),
-        keys=frozenset(args.key),
+        keys=frozenset(args.key) | (plan.sources.keys if plan else frozenset()),
         force=args.force,
         share=not args.no_share,
         discover=not args.no_discover,

@@ -137,6 +137,14 @@ class ManifestSignature:
         """
         verify(self.key, MANIFEST_KIND, manifest.raw, self.signature)
 
+    def is_genuine(self, manifest: ManifestId) -> bool:
+        """Whether the key signed this manifest."""
+        try:
+            self.verify(manifest)
+        except PolicyError:
+            return False
+        return True
+
     def __str__(self) -> str:
         return f"{self.key};{encode_signature(self.signature)}"
 

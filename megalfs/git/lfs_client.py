@@ -13,7 +13,8 @@ import json
 import logging
 import os
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -28,13 +29,14 @@ from megalfs.errors import (
     TemporaryError,
 )
 from megalfs.git.lfs_transfer import Action
+from megalfs.net.http import RETRY_AFTER_S_MAX, retry_after_s
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from megalfs.core.ids import Oid
 
-__all__ = ["LfsClient", "Upload"]
+__all__ = ["LfsClient", "Upload", "blocks_of"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,17 @@ ANSWER_S_MAX = 60.0
 ANSWER_BYTES_MAX = 4 << 20
 BLOCK_BYTES = 1 << 20
 CREDENTIAL_S_MAX = 60.0  # a helper may ask the user
+RETRY_S = (1.0, 2.0, 4.0, 8.0)  # after an answer of 429 or 503 without Retry-After
+
+SILENT_S = 30.0  # a server that did not answer does not hold up the next objects, which peers may have
+
+# A node has no terminal to ask on.
+_LOGIN_HINT = (
+    "git's credential helper has no login for it: "
+    "printf 'url={}\\nusername=NAME\\npassword=TOKEN\\n' | git credential approve"
+)
+
+Body = Callable[[], bytes | AsyncIterator[bytes]]  # made anew for each try
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,7 @@ class LfsClient:
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._logins: dict[str, str] = {}
+        self._silent_until: dict[str, float] = {}
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -74,7 +88,14 @@ class LfsClient:
             NotFoundError: it has not.
             MegalfsError: it did not say.
         """
-        _, actions = await self._batch(endpoint, "download", oid, size)
+        loop = asyncio.get_running_loop()
+        if self._silent_until.get(endpoint, 0.0) > loop.time():
+            raise TemporaryError(f"{endpoint} did not answer a moment ago")
+        try:
+            _, actions = await self._batch(endpoint, "download", oid, size)
+        except _SilentError:
+            self._silent_until[endpoint] = loop.time() + SILENT_S
+            raise
         action = Action.parse(actions.get("download"))
         if action is None:
             raise NotFoundError(f"{endpoint} has no object {oid}")
@@ -94,31 +115,35 @@ class LfsClient:
             replace(put, headers=headers), Action.parse(actions.get("verify")), is_node=transfer == "megalfs"
         )
 
-    async def deliver(self, upload: Upload, oid: Oid, size: int, path: Path, *, port: int) -> None:
-        """Brings an object to a server and returns when that has it, verified.
-
-        A node is asked to pull it from us, so that only chunks travel that it lacks; any other server, and a
-        node that cannot reach us, gets all of it.
-
-        Raises:
-            MegalfsError: it did not take it.
-        """
-        if upload.is_node:
-            try:
-                body = {"size": size, "port": port, "peers": []}
-                await self._json("POST", f"{upload.put.href}/pull", body, upload.put.headers)
-            except NotAuthorisedError:
-                raise
-            except MegalfsError as error:
-                log.info("%s cannot pull from us: %s", upload.put.href, error)
-            else:
-                return
-        await self._put(upload.put, path, size)
+    async def put(
+        self, upload: Upload, oid: Oid, size: int, path: Path, *, reached: Callable[[int], None]
+    ) -> None:
+        """Sends a whole object, and asks the server to verify where it wants that; raises MegalfsError."""
+        headers = {
+            "Content-Type": "application/octet-stream",
+            **upload.put.headers,
+            "Content-Length": str(size),
+        }
+        await self._request("PUT", upload.put.href, lambda: blocks_of(path, reached), headers, None)
         if upload.verify is not None:
             body = {"oid": str(oid), "size": size}
-            await self._json(
-                "POST", upload.verify.href, body, {**upload.put.headers, **upload.verify.headers}
-            )
+            headers = {**upload.put.headers, **upload.verify.headers}
+            await self._json("POST", upload.verify.href, body, headers)
+
+    async def lines(
+        self, url: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Posts to a node and yields the objects that it answers, line by line, as they come.
+
+        Raises:
+            TemporaryError: the connection broke; the node says nothing for longer than `ANSWER_S_MAX`.
+            MegalfsError: it refused.
+        """
+        async with self._answer("POST", url, lambda: body, headers, ANSWER_S_MAX) as response:
+            async for line in response.content:
+                found = _document(line, url)
+                if found:
+                    yield found
 
     async def _batch(
         self, endpoint: str, operation: str, oid: Oid, size: int
@@ -144,7 +169,7 @@ class LfsClient:
             self._logins.pop(endpoint, None)
             found = await asyncio.to_thread(_credential, "fill", f"url={endpoint}\n\n")
             if not found:
-                raise
+                raise NotAuthorisedError(str(error), hint=_LOGIN_HINT.format(endpoint)) from None
             refusal = error
         fields = dict(line.partition("=")[::2] for line in found.splitlines())
         pair = f"{fields.get('username', '')}:{fields.get('password', '')}"
@@ -164,44 +189,71 @@ class LfsClient:
         self, method: str, url: str, body: object, headers: Mapping[str, str]
     ) -> dict[str, object]:
         sent = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE, **headers}
-        # A node that pulls answers when it has everything: only connecting has a limit there.
-        patience_s = None if url.endswith("/pull") else ANSWER_S_MAX
-        text = await self._request(method, url, json.dumps(body).encode(), sent, patience_s)
-        try:
-            answer = json.loads(text or b"{}")
-        except ValueError as error:
-            raise RemoteProtocolError(f"{url} answers with something that is not JSON") from error
-        return answer if isinstance(answer, dict) else {}
-
-    async def _put(self, action: Action, path: Path, size: int) -> None:
-        headers = {"Content-Type": "application/octet-stream", **action.headers, "Content-Length": str(size)}
-        await self._request("PUT", action.href, _blocks(path), headers, None)
+        content = json.dumps(body).encode()
+        return _document(await self._request(method, url, lambda: content, sent, ANSWER_S_MAX), url)
 
     async def _request(
-        self,
-        method: str,
-        url: str,
-        data: bytes | AsyncIterator[bytes],
-        headers: Mapping[str, str],
-        patience_s: float | None,
+        self, method: str, url: str, body: Body, headers: Mapping[str, str], patience_s: float | None
     ) -> bytes:
+        """One answer; a server that is busy is asked again when it says, or after a while."""
+        for pause_s in RETRY_S:
+            try:
+                async with self._answer(method, url, body, headers, patience_s) as response:
+                    return await response.content.read(ANSWER_BYTES_MAX)
+            except _LaterError as error:
+                wait_s = min(error.after_s if error.after_s is not None else pause_s, RETRY_AFTER_S_MAX)
+                log.info("%s; asked again in %.0f s", error, wait_s)
+                await asyncio.sleep(wait_s)
+        async with self._answer(method, url, body, headers, patience_s) as response:
+            return await response.content.read(ANSWER_BYTES_MAX)
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, url: str, body: Body, headers: Mapping[str, str], patience_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = aiohttp.ClientSession(trust_env=True)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX, sock_read=patience_s)
         try:
             async with self._session.request(
-                method, url, data=data, headers=headers, timeout=timeout, allow_redirects=False
+                method, url, data=body(), headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
-                body = await response.content.read(ANSWER_BYTES_MAX)
+                if not 200 <= response.status < 300:
+                    raise _refusal(url, response, await response.content.read(ANSWER_BYTES_MAX))
+                yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise TemporaryError(f"{url} did not answer: {str(error) or type(error).__name__}") from error
-        if response.status in {401, 403}:
-            raise NotAuthorisedError(f"{url} refused ({response.status}): {_message(body)}")
-        if response.status == 404:
-            raise NotFoundError(f"{url} does not exist")
-        if not 200 <= response.status < 300:
-            raise TemporaryError(f"{url} answered {response.status}: {_message(body)}")
-        return body
+            raise _SilentError(f"{url} did not answer: {str(error) or type(error).__name__}") from error
+
+
+class _SilentError(TemporaryError):
+    """Nobody answered."""
+
+
+class _LaterError(TemporaryError):
+    """The server is busy; `after_s` is when it wants to be asked again, if it said."""
+
+    after_s: float | None = None
+
+
+def _refusal(url: str, response: aiohttp.ClientResponse, body: bytes) -> MegalfsError:
+    if response.status in {401, 403}:
+        return NotAuthorisedError(f"{url} refused ({response.status}): {_message(body)}")
+    if response.status == 404:
+        return NotFoundError(f"{url} does not exist")
+    said = f"{url} answered {response.status}: {_message(body)}"
+    if response.status in {429, 503}:
+        later = _LaterError(said)
+        later.after_s = retry_after_s(response.headers.get("Retry-After"))
+        return later
+    return TemporaryError(said)
+
+
+def _document(text: bytes, url: str) -> dict[str, object]:
+    try:
+        answer = json.loads(text or b"{}")
+    except ValueError as error:
+        raise RemoteProtocolError(f"{url} answers with something that is not JSON") from error
+    return answer if isinstance(answer, dict) else {}
 
 
 def _message(body: bytes) -> str:
@@ -212,10 +264,13 @@ def _message(body: bytes) -> str:
     return str(document.get("message", ""))[:300] if isinstance(document, dict) else ""
 
 
-async def _blocks(path: Path) -> AsyncIterator[bytes]:
+async def blocks_of(path: Path, reached: Callable[[int], None]) -> AsyncIterator[bytes]:
+    count = 0
     with path.open("rb") as file:
         while block := await asyncio.to_thread(file.read, BLOCK_BYTES):
             yield block
+            count += len(block)
+            reached(count)
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from megalfs.errors import MegalfsError
 from megalfs.git.lfs_setup import AGENT_URL, git, installed, stub_path
+from megalfs.git.lfs_sources import S3_SCHEME
 from megalfs.git.worktree import WorkTree
 
 if TYPE_CHECKING:
     from megalfs.config import Settings
+    from megalfs.git.lfs_sources import Sources
 
 __all__ = ["LfsFinding", "examine"]
 
+CONNECT_S_MAX = 2.0
+CONNECTIONS_MAX = 16
 GIT_LFS_MIN = (3, 0)  # of Debian 12 and Ubuntu 22.04; older ones lack fixes of the transfer queue
 
 
@@ -89,11 +97,40 @@ def _repository(tree: WorkTree, root: Path, settings: Settings) -> Iterator[LfsF
                 )
             else:
                 yield LfsFinding("lfs-sources", "ok", sources.description)
+                yield from _reach(sources)
     with suppress(OSError):
         storage = next(path for path in (tree.storage, *tree.storage.parents) if path.exists())
         if root.exists() and storage.stat().st_dev != root.stat().st_dev:
             seen = f"{str(tree.storage)!r} is on another file system than {str(root)!r}: objects are copied"
             yield LfsFinding("lfs-storage", "note", seen, "put MEGALFS_ROOT on the same one")
+
+
+def _reach(sources: Sources) -> Iterator[LfsFinding]:
+    """Whether they can be asked: which answer a connection, and what a bucket needs."""
+    if any(url.startswith(S3_SCHEME) for url in sources.servers) and find_spec("obstore") is None:
+        yield LfsFinding("lfs-s3", "bad", "a bucket needs the extra s3", "pip install 'megalfs[s3]'")
+    urls = [url for url in (*sources.trackers, *sources.servers) if not url.startswith(S3_SCHEME)]
+    parts = [urlsplit(url) for url in urls]
+    named = [(each.hostname or "", each.port or (443 if each.scheme == "https" else 80)) for each in parts]
+    addresses = list(dict.fromkeys([*((peer.host, peer.port) for peer in sources.peers), *named]))
+    with ThreadPoolExecutor(CONNECTIONS_MAX) as pool:
+        answers = list(pool.map(_why_not_reached, addresses))
+    silent = [f"{host}:{port} ({why})" for (host, port), why in zip(addresses, answers, strict=True) if why]
+    if silent:
+        level: Literal["note", "bad"] = "note" if len(silent) < len(addresses) else "bad"
+        seen = f"does not answer: {', '.join(silent)}"
+        yield LfsFinding(
+            "lfs-reach", level, seen, "start it there (megalfs node start), or correct the address"
+        )
+
+
+def _why_not_reached(address: tuple[str, int]) -> str:
+    """Empty when somebody listens there."""
+    try:
+        socket.create_connection(address, timeout=CONNECT_S_MAX).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _remotes(tree: WorkTree) -> Iterator[LfsFinding]:

@@ -1,4 +1,4 @@
-"""An object that comes as the body of a PUT: to disk, hashed, and only then under its name."""
+"""What comes as the body of a request: an object, hashed before it gets its name, or the manifest of one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import os
 import secrets
 from typing import TYPE_CHECKING
 
-from megalfs.errors import IntegrityError, SpaceError
+from megalfs.core.ids import Oid
+from megalfs.core.manifest import MANIFEST_BYTES_MAX, Manifest
+from megalfs.core.signing import parse_signatures
+from megalfs.errors import IntegrityError, SpaceError, UsageError
 from megalfs.store.files import map_os_errors, write_all
 
 if TYPE_CHECKING:
-    from aiohttp import StreamReader
+    from aiohttp import StreamReader, web
 
-    from megalfs.core.ids import Oid
+    from megalfs.core.signing import ManifestSignature
     from megalfs.git.lfs_objects import Objects
 
-__all__ = ["receive"]
+__all__ = ["CALLER_HEADER", "SIGNATURES_HEADER", "read_offer", "receive"]
 
 BLOCK_BYTES = 1 << 20
 SILENCE_S_MAX = 60.0
+CALLER_HEADER = "Megalfs-Instance"  # which of our peer sessions leads to the sender
+SIGNATURES_HEADER = "Megalfs-Signature"
 RESERVE_BYTES = 64 << 20  # left free for others, as a pull leaves it
 
 
@@ -44,6 +49,26 @@ async def receive(content: StreamReader, oid: Oid, objects: Objects, *, size: in
         if fd >= 0:
             os.close(fd)
         path.unlink(missing_ok=True)
+
+
+async def read_offer(request: web.Request) -> tuple[Manifest, tuple[ManifestSignature, ...], bytes]:
+    """The manifest that a node hands over, who signed it, and the node's instance id.
+
+    Raises:
+        UsageError: it is no manifest of the object that the path names.
+    """
+    oid = Oid.parse(request.match_info["oid"])
+    try:
+        caller = bytes.fromhex(request.headers.get(CALLER_HEADER, ""))
+    except ValueError as error:
+        raise UsageError(f"the header {CALLER_HEADER} is not hexadecimal") from error
+    body = bytearray()
+    async for block in request.content.iter_chunked(BLOCK_BYTES):
+        body += block
+        if len(body) > MANIFEST_BYTES_MAX:
+            raise UsageError(f"a manifest of more than {MANIFEST_BYTES_MAX} bytes")
+    manifest = Manifest.decode(bytes(body), oid=oid)
+    return manifest, parse_signatures(request.headers.get(SIGNATURES_HEADER, "")), caller
 
 
 async def _write(content: StreamReader, fd: int, size: int | None) -> None:

@@ -1,33 +1,35 @@
 """The honest prune: an object leaves this machine only when others have shown that they have it.
 
 `git lfs prune --verify-remote` verifies nothing with any standalone agent, and deletes (research/gitlfs.md 1.6).
-Here a copy counts when a node says that it holds the whole object *and* sends a piece of it, from a place
-chosen now, that equals ours.
+Here a copy counts when a node says that it holds the whole object *and* sends the pieces that are drawn now, by
+lot, and they fit their chunk ids. That is no proof of the rest: the command says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import SystemRandom
 from typing import TYPE_CHECKING
 
+import megalfs_ext
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, UsageError
 from megalfs.formats.hostport import HostPort
 from megalfs.node.sources import ask_offers, node_url
-from megalfs.store.files import pread_into
 
 if TYPE_CHECKING:
+    from megalfs.core.manifest import Manifest
     from megalfs.git.lfs_objects import Objects
     from megalfs.node.node import Node
 
-__all__ = ["Prune", "PruneRequest"]
+__all__ = ["PIECES_SHOWN", "Prune", "PruneRequest"]
 
-SAMPLE_BYTES = 64 << 10
+# Pieces that a node must show of an object: one that lacks a quarter of them is found out 99 times in 100.
+PIECES_SHOWN = 16
 OBJECTS_AT_ONCE = 8
 PEERS_ASKED_MAX = 32
 OBJECTS_MAX = 100_000
@@ -89,38 +91,55 @@ class Prune:
         path = self._request.storage / "objects" / name[:2] / name[2:4] / name
         async with self._slots:
             size = path.stat().st_size if path.is_file() else 0
-            copies = await self._copies(oid, path)
+            manifest = await asyncio.to_thread(self._manifest, oid, path)
+            copies = await self._copies(manifest) if manifest is not None else 0
             is_safe = copies >= self._request.min_copies
             if is_safe and not self._request.is_dry:
                 await asyncio.to_thread(self._objects.remove, oid, path)
         return {"oid": name, "size": size, "copies": copies, "removed": is_safe}
 
-    async def _copies(self, oid: Oid, path: Path) -> int:
+    def _manifest(self, oid: Oid, path: Path) -> Manifest | None:
+        """What the pieces of an object must be; None for one that is damaged here, and so kept."""
+        store = self._node.store
+        with suppress(MegalfsError, OSError):
+            if not store.manifests(oid):
+                self._objects.take_in(path, oid)
+            return store.load_manifest(store.manifests(oid)[0], oid)
+        return None
+
+    async def _copies(self, manifest: Manifest) -> int:
         peers = list(self._request.peers)
         for tracker in self._request.trackers:
             with suppress(MegalfsError):
-                peers += await self._node.announcer.ask(tracker, oid)
+                peers += await self._node.announcer.ask(tracker, manifest.oid)
         asked = list(dict.fromkeys(peers))[:PEERS_ASKED_MAX]
-        shown = await asyncio.gather(*(asyncio.to_thread(self._has_shown, peer, oid, path) for peer in asked))
+        shown = await asyncio.gather(*(asyncio.to_thread(self._shown_by, peer, manifest) for peer in asked))
         # One node under two addresses is one copy.
         return len({instance for instance in shown if instance is not None})
 
-    def _has_shown(self, peer: HostPort, oid: Oid, path: Path) -> str | None:
+    def _shown_by(self, peer: HostPort, manifest: Manifest) -> str | None:
         """The key of a node that has the object, and is not this one."""
         http = self._node.peer_http
-        with suppress(MegalfsError, OSError):
-            if not any(offer.is_complete for offer in ask_offers(http, peer, oid)):
+        with suppress(MegalfsError):
+            if not any(offer.is_complete for offer in ask_offers(http, peer, manifest.oid)):
                 return None
-            size = path.stat().st_size
-            offset = secrets.randbelow(max(1, size - SAMPLE_BYTES + 1))
-            sample = bytearray(min(SAMPLE_BYTES, size))
-            with path.open("rb") as file:
-                if pread_into(file.fileno(), sample, offset) != len(sample):
-                    return None
-            wanted = {"Range": f"bytes={offset}-{offset + len(sample) - 1}"}
-            reply = http.get(node_url(peer, f"/v1/file/{oid}"), headers=wanted, bytes_max=2 * SAMPLE_BYTES)
             state = http.get(node_url(peer, "/v1/status")).json()
             key = state.get("key") if isinstance(state, dict) else None
-            if reply.status == 206 and reply.body == sample and isinstance(key, str):
-                return key if key != str(self._node.identity.key) else None
+            if not isinstance(key, str) or key == str(self._node.identity.key):
+                return None
+            pieces = range(manifest.piece_count)
+            drawn = SystemRandom().sample(pieces, min(PIECES_SHOWN, len(pieces)))
+            return key if all(self._is_shown(peer, manifest, piece) for piece in drawn) else None
         return None
+
+    def _is_shown(self, peer: HostPort, manifest: Manifest, piece: int) -> bool:
+        """Whether a node sends one piece that fits its chunk id."""
+        offset, length = manifest.run_extent(piece, 1)
+        reply = self._node.peer_http.get(
+            node_url(peer, f"/v1/file/{manifest.oid}"),
+            headers={"Range": f"bytes={offset}-{offset + length - 1}"},
+            bytes_max=length,
+        )
+        chosen = slice(piece, piece + 1)
+        lengths, ids = manifest.lengths[chosen], manifest.blake3[chosen]
+        return len(reply.body) == length and not megalfs_ext.verify_chunks(reply.body, lengths.data, ids.data)

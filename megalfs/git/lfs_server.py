@@ -4,7 +4,7 @@
 download leads to `/v1/file/<oid>`, which knows Range; an upload becomes a blob that is served at once. Who
 has megalfs is offered the `megalfs` transfer, with peers in a header, and lets the node pull what it lacks
 instead of sending all of it. Reading is as open as `/v1`; writing and locking want a token, unless the node
-listens on loopback only.
+listens on loopback only. In allow-list mode everything wants one, and a token is as good as a listed key.
 
 https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md, basic-transfers.md, locking.md
 """
@@ -15,6 +15,7 @@ import asyncio
 import ipaddress
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,12 +30,12 @@ from megalfs.errors import (
     SpaceError,
     UsageError,
 )
-from megalfs.formats.hostport import HostPort
 from megalfs.git.lfs_downloads import Downloads
-from megalfs.git.lfs_incoming import receive
+from megalfs.git.lfs_incoming import read_offer, receive
+from megalfs.git.lfs_lines import respond
 from megalfs.git.lfs_locks import LockedError, Locks
 from megalfs.git.lfs_objects import Objects
-from megalfs.git.lfs_transfer import PEERS_HEADER, Action, Transfer
+from megalfs.git.lfs_transfer import PEERS_HEADER
 from megalfs.git.lfs_users import Users, basic_login
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/vnd.git-lfs+json"
 PREFIX = r"/{repo:[A-Za-z0-9][A-Za-z0-9._/-]*}.git/info/lfs"
+_OURS = re.compile(r"/.+\.git/info/lfs/.+")
+_DOWNLOAD = re.compile(r"/v1/file/[0-9a-f]{64}")
 OBJECTS_MAX = 1000  # git-lfs asks for 100 at a time
 PEERS_TOLD_MAX = 8
 _STATUS = {UsageError: 422, NotFoundError: 404, IntegrityError: 422, SpaceError: 507, NotAuthorisedError: 403}
@@ -93,6 +96,7 @@ class LfsServer:
         self._objects = objects
         self._users = Users(node.store.root)
         self._locks = Locks(objects.directory / "locks.sqlite")
+        node.guard.logins.append(self._is_let_in)
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
         """As `node.service.Service`."""
@@ -112,18 +116,33 @@ class LfsServer:
 
     # --- who ---------------------------------------------------------------------------------------------------
 
+    def _is_let_in(self, request: web.Request) -> bool:
+        """Past the allow-list: our own routes, which ask for a token, and a download with one."""
+        if _OURS.fullmatch(request.path):
+            return True
+        is_download = request.method in {"GET", "HEAD"} and _DOWNLOAD.fullmatch(request.path)
+        return bool(is_download) and self._user(request) is not None
+
+    def _user(self, request: web.Request) -> str | None:
+        """Whose good token came along."""
+        name, token = basic_login(request.headers.get("Authorization", ""))
+        return name if token and self._users.is_token_of(name, token) else None
+
     def _writer(self, request: web.Request) -> str:
         """The name of who may write.
 
         Raises:
             LoginNeededError: nobody who may.
         """
-        name, token = basic_login(request.headers.get("Authorization", ""))
-        if token and self._users.is_token_of(name, token):
-            return name
-        if self._is_loopback():
-            return name or "local"
-        raise LoginNeededError
+        user = self._user(request)
+        if user is None and (self._node.guard.allow_keys or not self._is_loopback()):
+            raise LoginNeededError
+        return user or basic_login(request.headers.get("Authorization", ""))[0] or "local"
+
+    def _check_reader(self, request: web.Request) -> None:
+        """Reading is open, but for a node that answers only to whom it knows; raises LoginNeededError."""
+        if self._node.guard.allow_keys:
+            self._writer(request)
 
     def _is_loopback(self) -> bool:
         try:
@@ -144,6 +163,7 @@ class LfsServer:
             return _json({"message": f"at most {OBJECTS_MAX} objects in a request"}, 413)
         if body.get("hash_algo", "sha256") != "sha256":
             return _json({"message": "only sha256"}, 409)
+        self._check_reader(request)
         if operation == "upload":
             self._writer(request)
         transfers = body.get("transfers") or ["basic"]
@@ -180,11 +200,12 @@ class LfsServer:
     ) -> dict[str, dict[str, object]]:
         origin = f"{request.scheme}://{request.host}"
         base = f"{origin}/{request.match_info['repo']}.git/info/lfs"
-        if operation == "download":
-            headers = {PEERS_HEADER: self._peers(request, oid)} if is_ours else {}
-            return {"download": {"href": f"{origin}/v1/file/{oid}", "header": headers}}
         login = request.headers.get("Authorization")
         headers = {"Authorization": login} if login else {}
+        if operation == "download":
+            if is_ours:
+                headers[PEERS_HEADER] = self._peers(request, oid)
+            return {"download": {"href": f"{origin}/v1/file/{oid}", "header": headers}}
         return {
             "upload": {"href": f"{base}/objects/{oid}", "header": headers},
             "verify": {"href": f"{base}/verify", "header": headers},
@@ -203,30 +224,18 @@ class LfsServer:
         self._node.announcer.wake()
         return _json({})
 
-    async def _pull(self, request: web.Request) -> web.Response:
-        """Instead of an upload: the node fetches the chunks that it lacks from whoever has the object."""
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        """Instead of an upload: the client hands its manifest over, and the node pulls the chunks that it lacks.
+
+        They come over a peer session that the client dialled, so it may be behind NAT; what came before it
+        went away is kept, as of any pull.
+        """
         self._writer(request)
-        body = await _body(request)
-        size, port, peers = body.get("size"), body.get("port"), body.get("peers")
-        if not isinstance(size, int) or not isinstance(port, int) or not isinstance(peers, list):
-            raise UsageError("a pull has a size, a port and peers")
-        remote = (request.remote or "").removeprefix("::ffff:")
-        named = [str(HostPort(remote, port)), *map(str, peers)]
-        transfer = Transfer(
-            oid=Oid.parse(request.match_info["oid"]),
-            size=size,
-            storage=self._objects.directory,
-            path=None,
-            action=Action("", {PEERS_HEADER: ", ".join(named)}),
-            session="",
-            git={},
-            text="",
-            where="",
-        )
-        await self._downloads.fetch(transfer)
-        return _json({})
+        manifest, signatures, caller = await read_offer(request)
+        return await respond(request, self._downloads.fetch(manifest, signatures, caller=caller))
 
     async def _verify(self, request: web.Request) -> web.Response:
+        self._check_reader(request)
         body = await _body(request)
         oid = Oid.parse(str(body.get("oid")))
         blob = await asyncio.to_thread(self._node.store.find, oid)
@@ -245,6 +254,7 @@ class LfsServer:
         return _json({"lock": lock.to_json()}, 201)
 
     async def _list_locks(self, request: web.Request) -> web.Response:
+        self._check_reader(request)
         repo, query = request.match_info["repo"], request.query
 
         def find() -> web.Response:

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from megalfs.errors import MegalfsError, UsageError
+from megalfs.errors import UsageError
 from megalfs.git.lfs_client import LfsClient
 from megalfs.git.lfs_downloads import Downloads
+from megalfs.git.lfs_lines import line_of, respond
 from megalfs.git.lfs_objects import Objects
 from megalfs.git.lfs_prune import Prune, PruneRequest
 from megalfs.git.lfs_server import LfsServer
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from megalfs.node.node import Node
 
 __all__ = ["LfsService"]
-
-log = logging.getLogger(__name__)
 
 
 class LfsService:
@@ -62,6 +60,7 @@ class LfsService:
     async def start(self) -> None:
         """As `node.service.Service`."""
         self._uploads.restore()
+        await self._downloads.start()
 
     async def close(self) -> None:
         """Ends what runs; partials stay."""
@@ -71,16 +70,16 @@ class LfsService:
 
     async def _download(self, request: web.Request) -> web.StreamResponse:
         transfer = Transfer.parse(await self._body(request))
-        return await self._stream(request, self._downloads.run(transfer))
+        return await respond(request, self._downloads.run(transfer))
 
     async def _upload(self, request: web.Request) -> web.StreamResponse:
         transfer = Transfer.parse(await self._body(request))
-        return await self._stream(request, self._uploads.run(transfer))
+        return await respond(request, self._uploads.run(transfer))
 
     async def _finish(self, request: web.Request) -> web.StreamResponse:
         body = await self._body(request)
         await asyncio.to_thread(self._uploads.save)
-        return web.json_response({"notes": self._uploads.notes(str(body.get("session")))}, dumps=_line)
+        return web.json_response({"notes": self._uploads.notes(str(body.get("session")))}, dumps=line_of)
 
     async def _prune(self, request: web.Request) -> web.StreamResponse:
         prune = Prune(self._node, self._objects, PruneRequest.parse(await self._body(request)))
@@ -93,27 +92,3 @@ class LfsService:
         if not isinstance(body, dict):
             raise UsageError("a JSON object is expected")
         return body
-
-    async def _stream(
-        self, request: web.Request, replies: AsyncGenerator[dict[str, object], None]
-    ) -> web.StreamResponse:
-        """Sends replies as they come; an agent that left ends the iteration, and so the transfer."""
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        try:
-            async for reply in replies:
-                await response.write(_line(reply).encode())
-        except MegalfsError as error:
-            hint = f"; {error.hint}" if error.hint else ""
-            await response.write(_line({"error": f"{error}{hint}"}).encode())
-        except ConnectionError:
-            log.info("the agent of %s left", request.path)
-            return response
-        finally:
-            await replies.aclose()
-        await response.write_eof()
-        return response
-
-
-def _line(document: object) -> str:
-    return json.dumps(document) + "\n"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from megalfs.errors import BusyError, NotFoundError, StoreError, UsageError
-from megalfs.git.lfs_sources import CONFIG_NAME, RepositoryFile
+from megalfs.git.lfs_sources import CONFIG_NAME, RepositoryFile, parse_home
 
 __all__ = ["AGENT_URL", "Scope", "git", "init_repository", "install", "installed", "stub_path", "uninstall"]
 
@@ -102,6 +102,7 @@ def init_repository(
     trackers: Sequence[str],
     peers: Sequence[str],
     servers: Sequence[str],
+    home: str | None,
     pushurl: str | None,
     force: bool,
 ) -> list[Path]:
@@ -123,7 +124,12 @@ def init_repository(
         raise BusyError(f"this repository has an LFS server: {known!r}", hint="--force replaces it")
     if known and not servers and not known.startswith(AGENT_URL):
         servers = [known]  # it stays an origin: a clone works when no peer is there
+    if home is not None:
+        servers = list(dict.fromkeys((*servers, parse_home(home))))
     text = _repository_file(trackers, peers, servers)
+    if home is not None:
+        # Not committed: where a push goes is for who pushes to say.
+        git("config", "--local", "megalfs.home", home, cwd=top)
     git("config", "--file", str(lfsconfig), "lfs.url", url)
     if pushurl is not None:
         git("config", "--file", str(lfsconfig), "lfs.pushurl", pushurl)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from megalfs.core.identity import NodeKey
 from megalfs.core.link import parse_http_url
 from megalfs.errors import ConfigError, UsageError
 from megalfs.formats.hostport import HostPort
@@ -23,11 +24,12 @@ from megalfs.formats.hostport import HostPort
 if TYPE_CHECKING:
     from megalfs.config import Settings
 
-__all__ = ["CONFIG_NAME", "RepositoryFile", "Sources", "find_sources"]
+__all__ = ["CONFIG_NAME", "S3_SCHEME", "RepositoryFile", "Sources", "find_sources", "parse_home"]
 
 log = logging.getLogger(__name__)
 
 CONFIG_NAME = ".megalfs.toml"
+S3_SCHEME = "s3://"
 DEFAULT_PORT = 7427
 ENTRIES_MAX = 64  # peers, and trackers, that one repository may name
 
@@ -58,7 +60,7 @@ class RepositoryFile:
         try:
             peers = tuple(_stranger_peer(text) for text in _texts(document.get("peers", [])))
             trackers = tuple(_stranger_url(text) for text in _texts(document.get("trackers", [])))
-            servers = tuple(_stranger_url(text) for text in _texts(document.get("servers", [])))
+            servers = tuple(_stranger_server(text) for text in _texts(document.get("servers", [])))
         except UsageError as error:
             raise ConfigError(f"{CONFIG_NAME}: {error}") from error
         return cls(peers, trackers, servers)
@@ -80,6 +82,25 @@ def _stranger_url(text: str) -> str:
     url = parse_http_url(text)
     _check_host(urlsplit(url).hostname or "")
     return url
+
+
+def _stranger_server(text: str) -> str:
+    """An LFS server, or a bucket at the endpoint that is the user's own choice."""
+    return parse_s3_url(text) if text.startswith(S3_SCHEME) else _stranger_url(text)
+
+
+def parse_s3_url(text: str) -> str:
+    """Checks `s3://BUCKET/PREFIX` and returns it without a slash at its end; raises UsageError."""
+    parts = urlsplit(text)
+    is_plain = all("!" <= char <= "~" and char not in '\\"<>^`|?#%@' for char in text)
+    if parts.scheme != "s3" or not parts.hostname or parts.netloc != parts.hostname or not is_plain:
+        raise UsageError(f"not s3://BUCKET/PREFIX: {text[:200]!r}")
+    return text.rstrip("/")
+
+
+def parse_home(text: str) -> str:
+    """The URL of an LFS server or of a bucket; raises UsageError."""
+    return parse_s3_url(text) if text.startswith(S3_SCHEME) else parse_http_url(text)
 
 
 def _check_host(host: str) -> None:
@@ -104,8 +125,9 @@ class Sources:
     trackers: tuple[str, ...]
     strangers: frozenset[str]
     stranger_trackers: tuple[str, ...]
-    homes: tuple[str, ...]  # LFS servers that a push must reach, and
-    servers: tuple[str, ...]  # those that a download may ask
+    homes: tuple[str, ...]  # LFS servers and buckets that a push must reach, and
+    servers: tuple[str, ...]  # those that a download may ask, homes included
+    keys: frozenset[NodeKey]  # whose signed manifests the user takes for the proof, here
     description: str
 
     @property
@@ -144,24 +166,28 @@ def find_sources(
     named = {str(peer) for peer in (*theirs.peers, *hints)} | {
         urlsplit(url).netloc for url in theirs.trackers
     }
-    own_servers = tuple(map(parse_http_url, git.get("megalfs.server", ())))
+    homes = tuple(map(parse_home, git.get("megalfs.home", ())))
+    own_servers = (*map(parse_home, git.get("megalfs.server", ())), *homes)
     servers = tuple(dict.fromkeys((*own_servers, *theirs.servers)))
+    keys = settings.trusted_keys | set(map(NodeKey.parse, git.get("megalfs.key", ())))
     parts = [
         _listed("peers", own_peers, "your configuration"),
         _listed("trackers", own_trackers, "your configuration"),
         _listed("peers", theirs.peers, where),
         _listed("trackers", theirs.trackers, where),
         _listed("peers", hints, "the LFS server"),
-        _listed("LFS server", own_servers, "your configuration"),
-        _listed("LFS server", theirs.servers, where),
+        _listed("server", own_servers, "your configuration"),
+        _listed("server", theirs.servers, where),
+        _listed("key", sorted(map(str, keys)), "your configuration"),
     ]
     return Sources(
         peers=tuple(dict.fromkeys((*own_peers, *theirs.peers, *hints))),
         trackers=tuple(dict.fromkeys((*own_trackers, *theirs.trackers))),
         strangers=frozenset(named - own),
         stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),
-        homes=tuple(parse_http_url(url) for url in git.get("megalfs.home", ())),
+        homes=homes,
         servers=servers,
+        keys=keys,
         description="; ".join(filter(None, parts)),
     )
 

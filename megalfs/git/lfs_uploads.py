@@ -15,11 +15,16 @@ from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, UsageError
 from megalfs.formats.hostport import HostPort
 from megalfs.git.lfs_client import LfsClient, Upload
+from megalfs.git.lfs_delivery import Delivery
 from megalfs.git.lfs_downloads import PROGRESS_S
+from megalfs.git.lfs_s3 import Bucket
+from megalfs.git.lfs_sources import S3_SCHEME
 from megalfs.node.sources import ask_offers
 from megalfs.store.files import write_atomic
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from megalfs.git.lfs_objects import Objects
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
@@ -48,6 +53,28 @@ class _Session:
     alone_bytes: int = 0
 
 
+@dataclass(slots=True)
+class _Reached:
+    """How far one object is: on its way to a home once there is one, else hashed."""
+
+    has_home: bool
+    hashed: int = 0
+    delivered: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What git-lfs is told; never more than what is behind us."""
+        return self.delivered if self.has_home else self.hashed
+
+    def hash(self, count: int) -> None:
+        """So many more bytes are hashed. Called from a thread."""
+        self.hashed += count
+
+    def deliver(self, count: int) -> None:
+        """So many bytes are at a home; with several homes, at the one that is furthest."""
+        self.delivered = max(self.delivered, count)
+
+
 class Uploads:
     """What agents of this user push."""
 
@@ -68,17 +95,16 @@ class Uploads:
         if transfer.path is None:
             raise UsageError("git-lfs names no file to upload")
         sources = await asyncio.to_thread(transfer.sources, self._node.settings)
-        hashed = [0]
-
-        def progress(count: int) -> None:
-            hashed[0] += count
+        reached = _Reached(has_home=bool(sources.homes or transfer.action))
 
         async def take() -> bool:
             assert transfer.path is not None
             async with self._locks[transfer.oid.raw[0] % LOCKS], self._slots:
-                await asyncio.to_thread(self._objects.take_in, transfer.path, transfer.oid, progress=progress)
+                await asyncio.to_thread(
+                    self._objects.take_in, transfer.path, transfer.oid, progress=reached.hash
+                )
             self._announce(transfer.oid, sources)
-            return await self._bring_home(transfer, sources) or await self._is_elsewhere(
+            return await self._bring_home(transfer, sources, reached) or await self._is_elsewhere(
                 transfer.oid, sources
             )
 
@@ -86,7 +112,7 @@ class Uploads:
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=PROGRESS_S)
-                yield {"bytes": hashed[0]}
+                yield {"bytes": reached.bytes}
             self._count(transfer, is_elsewhere=task.result())
         finally:
             task.cancel()
@@ -127,23 +153,32 @@ class Uploads:
             session.alone_files += 1
             session.alone_bytes += transfer.size
 
-    async def _bring_home(self, transfer: Transfer, sources: Sources) -> bool:
+    async def _bring_home(self, transfer: Transfer, sources: Sources, reached: _Reached) -> bool:
         """Brings the object to every server that a push must reach; whether there is one.
 
         Raises:
             MegalfsError: one of them does not have it now.
         """
         assert transfer.path is not None
+        oid, size, path = transfer.oid, transfer.size, transfer.path
         uploads: list[Upload | None] = []
         if transfer.action is not None:
             uploads.append(Upload(transfer.action, None, is_node=True))  # git-lfs asks it to verify
-        uploads += [await self._client.upload_to(home, transfer.oid, transfer.size) for home in sources.homes]
-        for upload in uploads:
-            if upload is not None:
-                await self._client.deliver(
-                    upload, transfer.oid, transfer.size, transfer.path, port=self._node.port
-                )
-        return bool(uploads)
+        for home in sources.homes:
+            if home.startswith(S3_SCHEME):
+                await self._fill(Bucket.open(home), oid, size, path, reached)
+            else:
+                uploads.append(await self._client.upload_to(home, oid, size))
+        for upload in filter(None, uploads):
+            await Delivery(self._node, self._client, reached=reached.deliver).run(upload, oid, size, path)
+        return reached.has_home
+
+    async def _fill(self, bucket: Bucket, oid: Oid, size: int, path: Path, reached: _Reached) -> None:
+        """Brings an object to a bucket that has it not."""
+        if not await bucket.has(oid, size):
+            store = self._node.store
+            manifest = store.encoded_manifest(store.manifests(oid)[0], oid)
+            await bucket.put(oid, size, path, manifest, reached=reached.deliver)
 
     # --- telling, and asking ---------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from megalfs.store.links import link_file
 if TYPE_CHECKING:
     from megalfs.config import Settings
     from megalfs.core.ids import Oid
+    from megalfs.node.pull_request import Located
     from megalfs.store.blobs import Store
 
 __all__ = ["Filter", "WorkTree", "WorkTreePull"]
@@ -232,6 +233,17 @@ class WorkTreePull:
         for path, pointer in self.files:
             first.setdefault(pointer.oid, path)
         return [str(path) for path in first.values()]
+
+    async def locate(self) -> tuple[dict[Oid, Located], list[str]]:
+        """Where the repository's LFS servers and buckets have the objects, and what they refused."""
+        from megalfs.git.lfs_client import LfsClient
+        from megalfs.git.lfs_origins import locate
+
+        client = LfsClient()
+        try:
+            return await locate(client, self.sources.servers, (pointer for _, pointer in self.files))
+        finally:
+            await client.close()
 
     def prepare(self, store: Store) -> None:
         """Takes up what git-lfs has already."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
@@ -28,7 +29,15 @@ from megalfs.errors import (
     UsageError,
 )
 
-__all__ = ["Connection", "HttpClient", "Reply", "check_status", "parse_url"]
+__all__ = [
+    "RETRY_AFTER_S_MAX",
+    "Connection",
+    "HttpClient",
+    "Reply",
+    "check_status",
+    "parse_url",
+    "retry_after_s",
+]
 
 REDIRECTS_MAX = 5
 TIMEOUT_S = 10.0
@@ -37,6 +46,7 @@ BYTES_PER_S_MIN = 16 << 10
 READ_BYTES = 256 << 10
 USER_AGENT = "megalfs/0.1"
 JSON_BYTES_MAX = 4 << 20
+RETRY_AFTER_S_MAX = 30.0  # a pull looks for other sources when nothing came for so long (manifest_switch_s)
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
@@ -79,6 +89,11 @@ def parse_url(url: str) -> SplitResult:
     return parts
 
 
+def shown_url(url: str) -> str:
+    """A URL without its query, which may be as good as a password: servers sign URLs."""
+    return url.partition("?")[0]
+
+
 def check_status(status: int, url: str) -> None:
     """Maps a refusal to the error tree; returns for 2xx."""
     if 200 <= status < 300:
@@ -92,6 +107,17 @@ def check_status(status: int, url: str) -> None:
     if status >= 500 or status == 408:
         raise TemporaryError(f"{url} is not well ({status})")
     raise RemoteProtocolError(f"{url} answers with status {status}")
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for; None without one: RFC 9110 section 10.2.3."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:10])
+    with contextlib.suppress(ValueError):
+        when = parsedate_to_datetime(text)
+        return max(0.0, when.timestamp() - time.time())  # noqa: TID251 - compared with another host's clock
+    return None
 
 
 class Connection:

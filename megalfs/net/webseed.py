@@ -17,7 +17,16 @@ from urllib.parse import quote
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
-from megalfs.net.http import REDIRECTS_MAX, Connection, check_status, follow, parse_url
+from megalfs.net.http import (
+    REDIRECTS_MAX,
+    RETRY_AFTER_S_MAX,
+    Connection,
+    check_status,
+    follow,
+    parse_url,
+    retry_after_s,
+    shown_url,
+)
 from megalfs.net.limiter import Limiter
 from megalfs.net.sinks import Fill, GranuleBuffer, Progress, Receiver, Sink
 
@@ -25,6 +34,7 @@ __all__ = ["Origin", "WebSeedLane", "origin_url"]
 
 # A slow origin gives a sign of life every so many bytes.
 READ_BYTES = 512 * 1024
+BUSY_MAX = 3  # times that a server may send us away with Retry-After, for one request
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
 
@@ -57,6 +67,12 @@ class Origin:
         self._headers = dict(headers or {})
         self._connection: Connection | None = None
         self._etag: str | None = None
+        self._is_cut = threading.Event()
+
+    @property
+    def name(self) -> str:
+        """How people know it."""
+        return shown_url(self.url)
 
     def fetch_range(self, offset: int, size: int, total: int) -> http.client.HTTPResponse:
         """Asks for exactly `size` bytes at `offset` of a blob of `total` bytes; the body is unread.
@@ -70,15 +86,15 @@ class Origin:
             return self._same_file(response, total, response.headers.get("Content-Length"))
         if response.status == 200:
             self.close()
-            raise RemoteProtocolError(f"{self.url} ignores Range")
+            raise RemoteProtocolError(f"{self.name} ignores Range")
         if response.status == 416:
             self.close()
-            raise RemoteProtocolError(f"{self.url} has another size than {total} bytes")
-        check_status(response.status, self.url)
+            raise RemoteProtocolError(f"{self.name} has another size than {total} bytes")
+        check_status(response.status, self.name)
         match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         if match is None or (int(match[1]), int(match[2])) != (offset, offset + size - 1):
             self.close()
-            raise RemoteProtocolError(f"{self.url} sent another range than asked")
+            raise RemoteProtocolError(f"{self.name} sent another range than asked")
         return self._same_file(response, total, match[3])
 
     def fetch_from(self, offset: int) -> tuple[http.client.HTTPResponse, int]:
@@ -87,18 +103,19 @@ class Origin:
         if response.status == 416:  # what is kept is no beginning of what is there
             self.close()
             response = self._open({})
-        check_status(response.status, self.url)
+        check_status(response.status, self.name)
         self._check_encoding(response)
         if response.status != 206:
             return response, 0
         match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
         if match is None or int(match[1]) != offset:
             self.close()
-            raise RemoteProtocolError(f"{self.url} sent another range than asked")
+            raise RemoteProtocolError(f"{self.name} sent another range than asked")
         return response, offset
 
     def cut(self) -> None:
-        """Ends the connection under a thread that waits for it."""
+        """Ends the connection under a thread that waits for it, or for a busy server."""
+        self._is_cut.set()
         if (connection := self._connection) is not None:
             connection.cut()
 
@@ -109,6 +126,20 @@ class Origin:
             self._connection = None
 
     def _open(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """The answer; a server that is busy and says until when is asked again then."""
+        for _ in range(BUSY_MAX):
+            response = self._follow(headers)
+            if response.status not in {429, 503}:
+                return response
+            pause_s = retry_after_s(response.headers.get("Retry-After"))
+            if pause_s is None or pause_s > RETRY_AFTER_S_MAX:
+                return response
+            self.close()
+            if self._is_cut.wait(pause_s):
+                raise TemporaryError("the pull has ended")
+        return self._follow(headers)
+
+    def _follow(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         for _ in range(REDIRECTS_MAX + 1):
             if self._connection is None:
                 self._connection = Connection(parse_url(self.url), proxies=self._proxies)
@@ -117,12 +148,12 @@ class Origin:
                 return response
             self.url, self._headers = follow(self.url, response.headers.get("Location", ""), self._headers)
             self.close()
-        raise RemoteProtocolError(f"{self.url} redirects more than {REDIRECTS_MAX} times")
+        raise RemoteProtocolError(f"{self.name} redirects more than {REDIRECTS_MAX} times")
 
     def _check_encoding(self, response: http.client.HTTPResponse) -> None:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             self.close()
-            raise RemoteProtocolError(f"{self.url} compresses what must come as it is")
+            raise RemoteProtocolError(f"{self.name} compresses what must come as it is")
 
     def _same_file(
         self, response: http.client.HTTPResponse, total: int, told: str | None
@@ -131,10 +162,10 @@ class Origin:
         etag = response.headers.get("ETag")
         if told not in {None, "*"} and told != str(total):
             self.close()
-            raise RemoteProtocolError(f"{self.url} has {told} bytes instead of {total}")
+            raise RemoteProtocolError(f"{self.name} has {told} bytes instead of {total}")
         if self._etag is not None and etag != self._etag:
             self.close()
-            raise RemoteProtocolError(f"{self.url} changed while it was read")
+            raise RemoteProtocolError(f"{self.name} changed while it was read")
         self._etag = etag
         return response
 
@@ -222,13 +253,14 @@ class WebSeedLane(threading.Thread):
     def shut(self) -> None:
         """Ends the lane from another thread; the caller also queues a None for a lane that waits."""
         self._stop.set()
+        self._origin.cut()
 
     def _fetch(self, receiver: Receiver, run: _Wanted) -> None:
         manifest = self._sink.manifest
         offset, size = manifest.run_extent(run.first, run.count)
         self._arriving(run.manifest_id, run.first, run.count)
         response = self._origin.fetch_range(offset, size, manifest.size)
-        read = fill_from(response, self._origin.url)
+        read = fill_from(response, self._origin.name)
 
         def fill(view: memoryview, progressed: Callable[[int], None]) -> None:
             if self._stop.is_set():

@@ -19,6 +19,7 @@ from megalfs.formats.hostport import HostPort
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.node import Node
 from megalfs.node.publishing import link_of, publish_path
+from megalfs.node.pull_request import Located
 from megalfs.node.pulling import PullSet
 from megalfs.node.resolve import NameSources
 from megalfs.node.service import ServiceFactory
@@ -54,6 +55,7 @@ class PullOptions:
     trackers: tuple[str, ...] = ()
     strangers: frozenset[str] = frozenset()  # `host:port` that only a repository named: see net.http
     origins: tuple[str, ...] = ()
+    located: Mapping[Oid, Located] = field(default_factory=dict)
     keys: frozenset[NodeKey] = frozenset()
     force: bool = False
     share: bool = True
@@ -148,7 +150,9 @@ async def run_pull(
     loop = asyncio.get_running_loop()
     started = loop.time()
     node = Node(store, settings, _identity(store, create=False), proxies=options.proxies)
-    is_on_its_own = not (options.peers or options.trackers or options.origins or settings.peers)
+    is_on_its_own = not (
+        options.peers or options.trackers or options.origins or options.located or settings.peers
+    )
     uses_lan = is_on_its_own and not settings.trackers and settings.discover and options.discover
     node.peer_http.strangers.update(options.strangers)
     pulls = PullSet(node, options, cwd, uses_lan=uses_lan)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -123,13 +123,19 @@ class Attempt:
         partial: Partial,
         *,
         is_shared: bool,
+        callers: Collection[bytes] = (),
         changed: Callable[[], None],
     ) -> None:
+        """
+        Args:
+            callers: instance ids of nodes that have the blob and dial us: we join the sessions that they opened.
+        """
         self.candidate = candidate
         self.manifest = manifest
         self.partial = partial
         self.error: MegalfsError | None = None
         self._node = node
+        self._callers = callers
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._stop = threading.Event()
@@ -250,6 +256,9 @@ class Attempt:
         Args:
             origins: the headers that go with each URL.
         """
+        for session in list(self._node.hub.sessions.values()):
+            if session.hello.instance in self._callers:
+                self.driver.join(session)
         now = self._loop.time()
         for address in (*peers, *self.exchanged):
             dial = self._dials.setdefault(address, _Dial())

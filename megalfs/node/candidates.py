@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId
-from megalfs.errors import PolicyError
 from megalfs.formats.hostport import HostPort
 from megalfs.node.sources import Offer
 
@@ -71,10 +70,6 @@ def _candidate(manifest_id: ManifestId, offers: Sequence[Offer], trusted: frozen
 def _signer(offer: Offer, trusted: frozenset[NodeKey]) -> NodeKey | None:
     """The trusted key that really signed; a signature by a key that nobody named adds nothing."""
     for signature in offer.signatures:
-        if signature.key in trusted:
-            try:
-                signature.verify(offer.manifest_id)
-            except PolicyError:
-                continue
+        if signature.key in trusted and signature.is_genuine(offer.manifest_id):
             return signature.key
     return None

@@ -24,6 +24,7 @@ from megalfs.core.params import SwarmParams
 from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Labels, Tier, tier_between
 from megalfs.errors import MegalfsError, NotFoundError, OriginRefusedError, StoreError
+from megalfs.net.http import shown_url
 from megalfs.net.lanes import Upload, UploadSource
 from megalfs.net.limiter import Limiter
 from megalfs.net.session import Session
@@ -217,8 +218,8 @@ class SwarmDriver:
             for _ in range(ORIGIN_LANES)
         ]
         self._web_seeds[peer] = _WebSeed(url, wanted, lanes)
-        self.names[peer] = url
-        self._origin_names.add(url)
+        self.names[peer] = name = shown_url(url)
+        self._origin_names.add(name)
         for lane in lanes:
             lane.start()
         self.swarm.connected(peer, kind=PeerKind.ORIGIN, tier=Tier.ORIGIN, now=self._loop.time())

@@ -13,7 +13,8 @@ import hmac
 import ipaddress
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megalfs.core.identity import NodeKey
@@ -47,6 +48,7 @@ class Guard:
     local_token: str
     advertise_host: str
     allow_keys: frozenset[NodeKey]
+    logins: list[Callable[[web.Request], bool]] = field(default_factory=list)  # of services: who else may ask
 
     def is_local(self, request: web.Request) -> bool:
         """Whether the request carries this root's token, which only this user can read."""
@@ -63,6 +65,8 @@ class Guard:
             return 403, "cross-origin requests are refused"
         is_peer = request.path == UPGRADE_PATH  # whose hello proves a listed key, or it is dropped
         if not self.allow_keys or is_peer or self.is_local(request) or self._is_listed(request):
+            return None
+        if any(is_let_in(request) for is_let_in in self.logins):
             return None
         return 401, "this node answers only to listed keys"
 

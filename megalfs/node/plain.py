@@ -181,7 +181,7 @@ class PlainPull:
             hasher, offset = hashlib.sha256(), 0
             self._start_over()
         pace_at, paced = time.monotonic(), offset
-        for block in blocks(response, source.url, BLOCK_BYTES):
+        for block in blocks(response, source.name, BLOCK_BYTES):
             if self.stop.is_set():
                 raise TemporaryError("stopped")
             self.limiter.wait(len(block), self.stop)

@@ -12,15 +12,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
 from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, TemporaryError
-from megalfs.net.http import HttpClient
+from megalfs.net.http import HttpClient, shown_url
 from megalfs.net.webseed import origin_url
 from megalfs.node.attempt import Attempt, Outcome
 from megalfs.node.candidates import Candidate, rank
@@ -29,12 +29,13 @@ from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.pull_request import PullCounts, PullRequest
 from megalfs.node.sources import PeerAnswer, Sources, fetch_origin_manifest, node_url
 from megalfs.store.blobs import Place
-from megalfs.store.identity import ChangedError, Identity, open_regular
+from megalfs.store.identity import Identity
 from megalfs.store.ingest import publish
 from megalfs.store.partial import Partial
-from megalfs.store.verify import sha256_of_fd
+from megalfs.store.verify import identity_holding
 
 if TYPE_CHECKING:
+    from megalfs.core.signing import ManifestSignature
     from megalfs.node.node import Node
 
 __all__ = ["Pull", "PullCounts", "PullRequest"]
@@ -70,14 +71,15 @@ class Pull:
         self._refuted: set[ManifestId] = set()
         self._starved: set[ManifestId] = set()
         self._compared: set[ManifestId] = set()
-        self._manifests: dict[ManifestId, Manifest] = {}
+        self._manifests = {manifest.id: manifest for manifest in request.located.manifests}
+        self._callers: set[bytes] = set()
+        self._handed: set[ManifestSignature] = set()
         self._has_asked_origins = False
         self._tracker_task: asyncio.Task[None] | None = None
         self._started_at = self._loop.time()
-        self._origins = {
-            origin_url(each, oid=request.oid, name=request.name): request.origin_headers.get(each, {})
-            for each in request.origins
-        }
+        self._origins: dict[str, Mapping[str, str]] = {
+            origin_url(each, oid=request.oid, name=request.name): {} for each in request.origins
+        } | dict(request.located.origins)
 
     # --- what others see ---------------------------------------------------------------------------------
 
@@ -109,6 +111,13 @@ class Pull:
             counts.bytes_verified = self._plain.verified
             _add(counts.rejected, self._plain.rejected)
         return counts
+
+    def offer(self, manifest: Manifest, signatures: Iterable[ManifestSignature], *, caller: bytes) -> None:
+        """A node handed this manifest over; `caller` is its instance id: it serves over the session it dialled."""
+        self._manifests.setdefault(manifest.id, manifest)
+        self._handed.update(signatures)
+        self._callers.add(caller)
+        self._wake.set()
 
     # --- running -------------------------------------------------------------------------------------------
 
@@ -154,7 +163,13 @@ class Pull:
     async def _attempt_manifest(self, candidate: Candidate, manifest: Manifest) -> Outcome:
         partial = await asyncio.to_thread(self._partial_for, manifest)
         attempt = Attempt(
-            self._node, candidate, manifest, partial, is_shared=self.request.is_shared, changed=self._wake.set
+            self._node,
+            candidate,
+            manifest,
+            partial,
+            is_shared=self.request.is_shared,
+            callers=self._callers,
+            changed=self._wake.set,
         )
         self._attempt = attempt
         self._node.peer_listeners[manifest.id] = attempt.told
@@ -254,8 +269,8 @@ class Pull:
         return is_certain and not is_early and not self.request.trackers and not self._sources.is_asking
 
     def _local_candidate(self) -> Candidate | None:
-        """A manifest that this root knows or an origin has, for origins, when no peer offers one."""
-        if not self._origins:
+        """A manifest that this root knows, a caller handed over or an origin has, when no peer offers one."""
+        if not self._origins and not self._callers:
             return None
         if not self._has_asked_origins:
             self._has_asked_origins = True
@@ -315,8 +330,8 @@ class Pull:
         partial, manifest = attempt.partial, attempt.manifest
         signatures = [
             signature
-            for signature in self._sources.signatures(manifest.id)
-            if _is_genuine(signature, manifest.id)
+            for signature in self._sources.signatures(manifest.id) | self._handed
+            if signature.is_genuine(manifest.id)
         ]
 
         def finish() -> None:
@@ -378,10 +393,10 @@ class Pull:
             identity = partial.commit(
                 replace=request.may_replace(),
                 executable=request.is_executable,
-                durable=self._node.settings.durable,
+                durable=self._node.settings.durable and request.syncs,
             )
         except PolicyError:
-            found = _identity_of(request.target, request.oid)
+            found = identity_holding(request.target, request.oid)
             if found is None:
                 raise
             partial.discard()
@@ -390,7 +405,8 @@ class Pull:
 
     def _plain_sources(self) -> list[PlainSource]:
         origins = [
-            PlainSource(url, url, is_origin=True, headers=headers) for url, headers in self._origins.items()
+            PlainSource(shown_url(url), url, is_origin=True, headers=headers)
+            for url, headers in self._origins.items()
         ]
         path, headers = f"/v1/file/{self.request.oid}", self._node.peer_headers()
         strangers = self._node.peer_http.strangers
@@ -474,31 +490,6 @@ class Pull:
         return bool(partial.have.count or partial.candidates.count)
 
 
-def _identity_of(path: Path, oid: Oid) -> Identity | None:
-    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed."""
-    try:
-        fd = open_regular(path)
-    except (OSError, ChangedError):
-        return None
-    try:
-        before = Identity.of_fd(fd)
-        digest, _ = sha256_of_fd(fd)
-        return before if digest == oid.raw and Identity.of_fd(fd) == before else None
-    finally:
-        os.close(fd)
-
-
 def _add(into: dict[str, int], more: dict[str, int]) -> None:
     for name, count in more.items():
         into[name] = into.get(name, 0) + count
-
-
-def _is_genuine(signature: object, manifest_id: ManifestId) -> bool:
-    from megalfs.core.signing import ManifestSignature
-
-    assert isinstance(signature, ManifestSignature)
-    try:
-        signature.verify(manifest_id)
-    except PolicyError:
-        return False
-    return True

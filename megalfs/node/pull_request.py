@@ -8,9 +8,18 @@ from pathlib import Path
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.manifest import Manifest
 from megalfs.formats.hostport import HostPort
 
 __all__ = ["PullCounts", "PullRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where one blob is known to be: URLs with the headers that go to each and to nobody else, and manifests of it."""
+
+    origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    manifests: tuple[Manifest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +35,14 @@ class PullRequest:
     peers: tuple[HostPort, ...] = ()
     trackers: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    origin_headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    located: Located = field(default_factory=Located)
     may_replace: Callable[[], bool] = lambda: False
     is_executable: bool = False
     wait_peers_s: float = 10.0
     is_shared: bool = True
     keeps_seeding: bool = True
     uses_lan: bool = False
+    syncs: bool = True  # before the target has its name, where the settings say `durable`
     is_linked: bool = False  # another store will have a hard link of the target: see store.identity
 
 

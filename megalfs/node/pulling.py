@@ -15,11 +15,12 @@ from megalfs.core.pathrules import name_fault, work_tree_fault
 from megalfs.core.tree import TREE_BYTES_MAX, Tree
 from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyError, UsageError
 from megalfs.node.pull import Pull, PullCounts, PullRequest
+from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
-from megalfs.store.identity import ChangedError, Identity
+from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
 from megalfs.store.target import check_target, make_parent
-from megalfs.store.verify import sha256_of_fd
+from megalfs.store.verify import identity_holding
 
 if TYPE_CHECKING:
     from megalfs.node.api import ProgressSnapshot, PullOptions, PullSummary
@@ -196,6 +197,7 @@ class PullSet:
             peers=tuple(dict.fromkeys((*wanted.peers, *options.peers, *settings.peers))),
             trackers=tuple(dict.fromkeys((*wanted.trackers, *options.trackers, *settings.trackers))),
             origins=tuple(dict.fromkeys((*wanted.origins, *options.origins, *settings.origins))),
+            located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
             is_executable=job.is_executable if job is not None else False,
@@ -233,10 +235,8 @@ class PullSet:
 
     def _holds(self, target: Path, oid: Oid) -> bool:
         """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""
-        with target.open("rb") as file:
-            identity = Identity.of_fd(file.fileno())
-            digest, _ = sha256_of_fd(file.fileno())
-        if digest != oid.raw:
+        identity = identity_holding(target, oid)
+        if identity is None:
             return False
         self._node.store.adopt_bare(target, oid, identity=identity)
         return True

@@ -7,6 +7,7 @@ fit. A window is a few MiB, so memory does not depend on the file's size.
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +16,16 @@ import megalfs_ext
 from megalfs.core.bitfield import Run
 from megalfs.errors import CancelledByUserError
 from megalfs.store.files import pread_into
+from megalfs.store.identity import ChangedError, Identity, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
+    from megalfs.core.ids import Oid
     from megalfs.core.manifest import Manifest
 
-__all__ = ["PieceReader", "sample_runs", "sha256_of_fd", "windows"]
+__all__ = ["PieceReader", "identity_holding", "sample_runs", "sha256_of_fd", "windows"]
 
 WINDOW_BYTES = 4 << 20  # reading in 256 KiB to 8 MiB costs the same (research/cdc.md section 3)
 SAMPLES = 16  # pieces looked at when only the device number changed
@@ -112,3 +116,17 @@ def sha256_of_fd(fd: int, *, progress: Callable[[int], None] | None = None) -> t
         if progress is not None:
             progress(filled)
     return hasher.digest(), offset
+
+
+def identity_holding(path: Path, oid: Oid) -> Identity | None:
+    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed."""
+    try:
+        fd = open_regular(path)
+    except (OSError, ChangedError):
+        return None
+    try:
+        before = Identity.of_fd(fd)
+        digest, _ = sha256_of_fd(fd)
+        return before if digest == oid.raw and Identity.of_fd(fd) == before else None
+    finally:
+        os.close(fd)
