@@ -84,7 +84,13 @@ class Announcement:
         if not all(_LABEL.match(label) for label in (on, rack, zone)) or not is_dialable(address, remote):
             raise UsageError(f"an announcement of {str(address)!r} from {remote}")
         peer = TrackedPeer(
-            address.host, address.port, instance, Labels(on, rack, zone), remote, is_complete=False, expires=0.0
+            address.host,
+            address.port,
+            instance,
+            Labels(on, rack, zone),
+            remote,
+            is_complete=False,
+            expires=0.0,
         )
         return cls(peer, tuple(_blob(entry) for entry in blobs), is_leaving)
 
@@ -146,7 +152,9 @@ class TrackerTable:
             self._add(oid, replace(peer, is_complete=is_complete), now)
         return INTERVAL_S
 
-    def peers(self, oid: Oid, *, now: float, labels: Labels | None = None, limit: int = 50) -> list[TrackedPeer]:
+    def peers(
+        self, oid: Oid, *, now: float, labels: Labels | None = None, limit: int = 50
+    ) -> list[TrackedPeer]:
         """Some of the peers of a blob: near ones first, whole ones mixed with partial ones, else at random."""
         known = self._peers.get(oid)
         if known is None:

@@ -297,6 +297,8 @@ class Repository:
 
     def __init__(self) -> None:
         self.context: dict[str, object] = {}
+        self.remote = ""  # a name or a URL, as git-lfs was told
+        self.is_push = False
 
     def look(self) -> dict[str, object]:
         """LFS storage, and whom to ask; `cwd` is the top of the work tree, or a bare repository."""
@@ -314,8 +316,18 @@ class Repository:
                 "git": settings,
                 "text": text,
                 "where": where,
+                "remote": remote_url(self.remote, is_push=self.is_push),
             }
         return self.context
+
+
+def remote_url(remote: str, *, is_push: bool) -> str:
+    """Where git itself would go; git-lfs says `origin` before there is such a remote."""
+    for key in ("pushurl", "url") if is_push else ("url",):
+        url = git("config", "--get", f"remote.{remote}.{key}") if remote else None
+        if url is not None:
+            return url.rstrip("\n")
+    return remote
 
 
 def repository_config() -> tuple[str, str]:
@@ -367,6 +379,8 @@ class Agent:
         if message.get("operation") not in ("download", "upload"):
             self._wire.send({"error": {"code": 2, "message": f"megalfs cannot do that: {message!r}"}})
             return
+        self._repository.remote = str(message.get("remote") or "")
+        self._repository.is_push = message.get("operation") == "upload"
         self._wire.send({})
         # After the answer: a fork takes a millisecond that git-lfs need not wait for.
         if running_node(self._root) is None:

@@ -16,6 +16,7 @@ from megalfs.node.pull import Pull, PullRequest
 if TYPE_CHECKING:
     from megalfs.git.lfs_client import LfsClient
     from megalfs.git.lfs_objects import Objects
+    from megalfs.git.lfs_remote import Remotes
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
     from megalfs.node.node import Node
@@ -45,8 +46,9 @@ class _Running:
 class Downloads:
     """All that agents of this user want."""
 
-    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient, remotes: Remotes) -> None:
         self._client = client
+        self._remotes = remotes
         self._node = node
         self._objects = objects
         self._is_browsing = False
@@ -96,7 +98,8 @@ class Downloads:
                 running.task.cancel()
 
     async def _begin(self, transfer: Transfer) -> _Running:
-        sources = await asyncio.to_thread(transfer.sources, self._node.settings)
+        told = await self._remotes.holders(transfer.remote, transfer.oid)
+        sources = await asyncio.to_thread(transfer.sources, self._node.settings, told)
         origins = await self._origins(transfer, sources)
         uses_lan = sources.is_empty and self._node.settings.discover and not transfer.action
         if uses_lan and not self._is_browsing:

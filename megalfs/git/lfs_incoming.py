@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from megalfs.errors import IntegrityError, SpaceError
 from megalfs.store.files import map_os_errors, write_all
 
 if TYPE_CHECKING:
-    from aiohttp import StreamReader
-
     from megalfs.core.ids import Oid
     from megalfs.git.lfs_objects import Objects
 
@@ -23,7 +21,14 @@ SILENCE_S_MAX = 60.0
 RESERVE_BYTES = 64 << 20  # left free for others, as a pull leaves it
 
 
-async def receive(content: StreamReader, oid: Oid, objects: Objects, *, size: int | None) -> None:
+class Body(Protocol):
+    """Of a request, or of a stream between nodes."""
+
+    async def read(self, count_max: int, /) -> bytes:
+        """Some bytes; none at the end."""
+
+
+async def receive(content: Body, oid: Oid, objects: Objects, *, size: int | None) -> None:
     """Takes a body in.
 
     Raises:
@@ -46,7 +51,7 @@ async def receive(content: StreamReader, oid: Oid, objects: Objects, *, size: in
         path.unlink(missing_ok=True)
 
 
-async def _write(content: StreamReader, fd: int, size: int | None) -> None:
+async def _write(content: Body, fd: int, size: int | None) -> None:
     _check_space(fd, size or 0)
     offset = 0
     while True:

@@ -16,6 +16,7 @@ import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -34,7 +35,8 @@ from megalfs.git.lfs_downloads import Downloads
 from megalfs.git.lfs_incoming import receive
 from megalfs.git.lfs_locks import LockedError, Locks
 from megalfs.git.lfs_objects import Objects
-from megalfs.git.lfs_transfer import PEERS_HEADER, Action, Transfer
+from megalfs.git.lfs_shared import SharedLfs
+from megalfs.git.lfs_transfer import PEERS_HEADER, Transfer
 from megalfs.git.lfs_users import Users, basic_login
 
 if TYPE_CHECKING:
@@ -87,10 +89,11 @@ def _json(document: object, status: int = 200, headers: dict[str, str] | None = 
 class LfsServer:
     """The routes; see the top of this file."""
 
-    def __init__(self, node: Node, downloads: Downloads, objects: Objects) -> None:
+    def __init__(self, node: Node, downloads: Downloads, objects: Objects, shared: SharedLfs) -> None:
         self._node = node
         self._downloads = downloads
         self._objects = objects
+        self._shared = shared
         self._users = Users(node.store.root)
         self._locks = Locks(objects.directory / "locks.sqlite")
 
@@ -146,11 +149,23 @@ class LfsServer:
             return _json({"message": "only sha256"}, 409)
         if operation == "upload":
             self._writer(request)
+        else:
+            await asyncio.to_thread(self._take_shared, request.match_info["repo"], objects)
         transfers = body.get("transfers") or ["basic"]
         is_ours = isinstance(transfers, list) and "megalfs" in transfers
         answers = [self._object(request, entry, str(operation), is_ours=is_ours) for entry in objects]
         transfer = "megalfs" if is_ours else "basic"
         return _json({"transfer": transfer, "objects": answers, "hash_algo": "sha256"})
+
+    def _take_shared(self, repo: str, objects: list[object]) -> None:
+        """Objects of a repository that this node shares are served from now on."""
+        for entry in objects:
+            match entry:
+                case {"oid": str(text)}:
+                    with suppress(MegalfsError):
+                        self._shared.take_in(repo, Oid.parse(text))
+                case _:
+                    pass  # the answer says so
 
     def _object(
         self, request: web.Request, entry: object, operation: str, *, is_ours: bool
@@ -211,18 +226,9 @@ class LfsServer:
         if not isinstance(size, int) or not isinstance(port, int) or not isinstance(peers, list):
             raise UsageError("a pull has a size, a port and peers")
         remote = (request.remote or "").removeprefix("::ffff:")
-        named = [str(HostPort(remote, port)), *map(str, peers)]
-        transfer = Transfer(
-            oid=Oid.parse(request.match_info["oid"]),
-            size=size,
-            storage=self._objects.directory,
-            path=None,
-            action=Action("", {PEERS_HEADER: ", ".join(named)}),
-            session="",
-            git={},
-            text="",
-            where="",
-        )
+        named = [HostPort(remote, port), *(HostPort.parse(str(peer)) for peer in peers)]
+        oid = Oid.parse(request.match_info["oid"])
+        transfer = Transfer.from_peers(oid, size, self._objects.directory, named)
         await self._downloads.fetch(transfer)
         return _json({})
 

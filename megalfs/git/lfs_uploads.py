@@ -21,6 +21,7 @@ from megalfs.store.files import write_atomic
 
 if TYPE_CHECKING:
     from megalfs.git.lfs_objects import Objects
+    from megalfs.git.lfs_remote import Remotes
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
     from megalfs.node.node import Node
@@ -51,8 +52,9 @@ class _Session:
 class Uploads:
     """What agents of this user push."""
 
-    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient, remotes: Remotes) -> None:
         self._node = node
+        self._remotes = remotes
         self._client = client
         self._objects = objects
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -143,7 +145,8 @@ class Uploads:
                 await self._client.deliver(
                     upload, transfer.oid, transfer.size, transfer.path, port=self._node.port
                 )
-        return bool(uploads)
+        is_at_remote = await self._remotes.push(transfer.remote, transfer.oid, transfer.size, transfer.path)
+        return is_at_remote or bool(uploads)
 
     # --- telling, and asking ---------------------------------------------------------------------------------
 

@@ -25,9 +25,8 @@ from megalfs.errors import (
 )
 from megalfs.git.gitcmd import run_git
 from megalfs.git.repos import shared_refs
-from megalfs.net.link import FRAME_BYTES_MAX, Carrier, Stream
-from megalfs.net.link_quic import QuicCarrier
-from megalfs.net.link_tls import TlsCarrier
+from megalfs.net.dialling import open_stream
+from megalfs.net.link import FRAME_BYTES_MAX, Stream
 
 if TYPE_CHECKING:
     from megalfs.store.repos import Repo, Repos
@@ -150,27 +149,17 @@ async def fetch_object(root: Root, repos: Repos, text: str) -> bytes:
         raise UsageError(f"not the URL of an object: {text[:200]!r}", hint="p2p://KEY/object/SHA-1")
     node = repos.node(url.peer)
     private = root.load_or_create_key()
-    carrier: Carrier = QuicCarrier(private) if url.via == "quic" else TlsCarrier(private)
-    failure: MegalfsError = NotFoundError(
-        f"no address of {url.peer.peer_id} is known", hint="?addr=HOST:PORT"
-    )
-    for address in [*url.addresses, *(node.addresses if node else ())]:
-        try:
-            link = await carrier.dial(address, url.peer)
-        except MegalfsError as error:
-            failure = error
-            continue
-        try:
-            stream = await link.open("object", url.repo)
-            content = b""
-            while frame := await stream.receive():
-                content += frame
-                if len(content) > OBJECT_BYTES_MAX + 64:
-                    raise RemoteProtocolError("an object that is too long")
-            await stream.finish()
-        finally:
-            await link.close()
-        if hashlib.sha1(content, usedforsecurity=False).hexdigest() != url.repo:
-            raise IntegrityError(f"{url.peer.peer_id} sent another object than {url.repo}")
-        return content
-    raise failure
+    addresses = [*url.addresses, *(node.addresses if node else ())]
+    remote = await open_stream(private, url.peer, "object", url.repo, addresses=addresses, via=url.via)
+    try:
+        content = b""
+        while frame := await remote.stream.receive():
+            content += frame
+            if len(content) > OBJECT_BYTES_MAX + 64:
+                raise RemoteProtocolError("an object that is too long")
+        await remote.stream.finish()
+    finally:
+        await remote.close()
+    if hashlib.sha1(content, usedforsecurity=False).hexdigest() != url.repo:
+        raise IntegrityError(f"{url.peer.peer_id} sent another object than {url.repo}")
+    return content

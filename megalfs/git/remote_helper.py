@@ -23,6 +23,7 @@ from megalfs.errors import MegalfsError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
     from megalfs.core.repoid import RepoUrl
+    from megalfs.core.signing import SigningKey
     from megalfs.git.pipes import StreamPipe
 
 __all__ = ["SOCKET_NAME", "connect_socket", "entry", "main", "read_line"]
@@ -211,31 +212,17 @@ def _connect_directly(home: Path, url: RepoUrl, service: str) -> None:
     asyncio.run(_dial_and_splice(private, url, service))
 
 
-async def _dial_and_splice(private: object, url: RepoUrl, service: str) -> None:
-    from megalfs.core.signing import SigningKey
+async def _dial_and_splice(private: SigningKey, url: RepoUrl, service: str) -> None:
     from megalfs.git.pipes import LinkPipe, splice
-    from megalfs.net.link import Carrier
-    from megalfs.net.link_quic import QuicCarrier
-    from megalfs.net.link_tls import TlsCarrier
+    from megalfs.net.dialling import open_stream
 
-    assert isinstance(private, SigningKey)
-    carrier: Carrier = QuicCarrier(private) if url.via == "quic" else TlsCarrier(private)
-    failure: MegalfsError = TemporaryError(f"cannot reach {url.peer.peer_id}")
-    for address in url.addresses:
-        try:
-            link = await carrier.dial(address, url.peer)
-        except MegalfsError as error:
-            failure = error
-            continue
-        try:
-            stream = await link.open(service, url.repo)
-            os.write(1, b"\n")
-            await splice(await _standard_streams(), LinkPipe(stream))
-            await stream.finish()
-        finally:
-            await link.close()
-        return
-    raise failure
+    remote = await open_stream(private, url.peer, service, url.repo, addresses=url.addresses, via=url.via)
+    try:
+        os.write(1, b"\n")
+        await splice(await _standard_streams(), LinkPipe(remote.stream))
+        await remote.stream.finish()
+    finally:
+        await remote.close()
 
 
 async def _standard_streams() -> StreamPipe:

@@ -320,15 +320,28 @@ class RepoSync:
 
     async def copy_of(self, creator: NodeKey, name: str) -> tuple[Repo, int] | None:
         """Our copy of somebody's repository, brought up to date from others; None when nobody knows of it."""
-        rows = [
+        repo = self._copy_named(creator, name)
+        if repo is None:
+            return None
+        row, signed = await self.bring(repo.id)
+        return row, signed.state.seq
+
+    def swarm_of(self, repo: RepoId) -> tuple[HostPort, ...]:
+        """Swarm addresses of who says that he has a repository."""
+        return self._swarm_addresses(self._holders(repo))
+
+    def holders_of(self, creator: NodeKey, name: str) -> tuple[HostPort, ...]:
+        """As `swarm_of`, for somebody's repository as a URL names it; the creator himself when we know of none."""
+        repo = self._copy_named(creator, name)
+        return self.swarm_of(repo.id) if repo is not None else self._swarm_addresses([creator])
+
+    def _copy_named(self, creator: NodeKey, name: str) -> Repo | None:
+        found = [
             repo
-            for repo in await asyncio.to_thread(self._repos.all)
+            for repo in self._repos.all()
             if repo.is_external and repo.creator == creator and name in {repo.name, str(repo.id)}
         ]
-        if len(rows) != 1:
-            return None
-        row, signed = await self.bring(rows[0].id)
-        return row, signed.state.seq
+        return found[0] if len(found) == 1 else None
 
     async def _ask_around(self, repo: RepoId) -> None:
         """Asks a few peers for their newest state and takes the highest; writes down who has an older one."""

@@ -54,6 +54,7 @@ __all__ = [
     "Stream",
     "accept_streams",
     "offer_stream",
+    "shown",
     "spki",
 ]
 
@@ -179,7 +180,7 @@ class Stream:
     async def refuse(self, error: MegalfsError) -> None:
         """Says no, and why; the peer raises the same kind of error."""
         kind = next((index for index, each in enumerate(_REFUSALS) if isinstance(error, each)), 0)
-        await self.send(bytes((1, kind)) + _shown(str(error)).encode()[:REASON_CHARS_MAX])
+        await self.send(bytes((1, kind)) + shown(str(error)).encode()[:REASON_CHARS_MAX])
         await self.finish()
 
     # --- the inside --------------------------------------------------------------------------------------
@@ -367,10 +368,10 @@ def _raise_refusal(answer: bytes) -> NoReturn:
     if len(answer) < 2 or answer[0] != 1:
         raise RemoteProtocolError("the server neither accepted nor refused")
     kind = _REFUSALS[answer[1]] if answer[1] < len(_REFUSALS) else _REFUSALS[0]
-    raise kind(_shown(answer[2:].decode(errors="replace")))
+    raise kind(shown(answer[2:].decode(errors="replace")))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A stranger's sentence, short and without what a terminal could obey."""
     return "".join(char if char.isprintable() else "?" for char in text[:REASON_CHARS_MAX])
 
