@@ -1,9 +1,7 @@
-"""Stock git with git-lfs over p2p:// remotes: history by links, large files by the swarm, nothing set up but the install."""
+"""Stock git with git-lfs over p2p:// remotes: history by links, large files by the swarm, one install."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,7 +75,9 @@ def test_a_clone_comes_with_its_large_files(new: New, has_node: bool) -> None:
     url = ann.url()
     if has_node:
         bob.with_node("--bootstrap-node", f"{ann.key}@{ann.addr}")
-        wait_until(lambda: bob.run("repo", "list").code == 0 and "work" in bob.ok("repo", "list").out, "known")
+        wait_until(
+            lambda: bob.run("repo", "list").code == 0 and "work" in bob.ok("repo", "list").out, "known"
+        )
     else:
         url += f"?addr={ann.addr}"
     said = bob.git("clone", url, "clone")
@@ -91,3 +91,89 @@ def test_a_clone_comes_with_its_large_files(new: New, has_node: bool) -> None:
     ann.commit(work, {"a.bin": FILES["a.bin"] + b"more"})
     bob.git("pull", "-q", cwd=clone)
     assert (clone / "a.bin").read_bytes() == FILES["a.bin"] + b"more"
+
+
+def test_megalfs_pull_asks_the_remote_too(new: New) -> None:
+    ann, bob = new("ann").with_node(), new("bob")
+    ann.share(ann.repository(FILES))
+    url = f"{ann.url()}?addr={ann.addr}"
+    bob.git("clone", "-q", url, "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    clone = bob.directory / "clone"
+    bob.ok("pull", ".", cwd=clone)
+    assert {name: (clone / name).read_bytes() for name in FILES} == FILES
+    assert bob.git("status", "--porcelain", cwd=clone) == ""
+
+
+@pytest.mark.parametrize("reachable", [True, False], ids=["pulled", "sent"])
+def test_a_push_brings_the_objects_to_the_owner(new: New, tmp_path: Path, reachable: bool) -> None:
+    """Pulled by the owner from the pusher's port, or sent over the link where that cannot be reached."""
+    ann = new("ann").with_node("--verbose")
+    bob = new("bob") if reachable else new("bob", MEGALFS_ADVERTISE="127.0.0.1:1")
+    bare = ann.directory / "work.git"
+    ann.git("clone", "-q", "--bare", ann.repository({"first.bin": b"first"}), bare)
+    ann.share(bare, "--name", "work", "--allow", bob.key)
+    url = f"{ann.url()}?addr={ann.addr}"
+    bob.git("clone", "-q", url, "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    clone = bob.directory / "clone"
+    bob.commit(clone, FILES)
+    said = bob.git("push", "origin", "main", cwd=clone)
+    assert "Uploading LFS objects: 100%" in said
+    assert "nobody else has" not in said
+    assert f"pushed by {bob.key}" in said
+    assert ("does not come from 127.0.0.1:1" in ann.node_running.err) is not reachable
+    bob.kill_node()
+    carol = new("carol")
+    carol.git("clone", "-q", url, "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})
+    carol.git("lfs", "pull", "--include", ",".join(FILES), cwd=carol.directory / "clone")
+    assert {name: (carol.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+
+
+def test_a_strangers_objects_are_refused(new: New) -> None:
+    ann, eve = new("ann").with_node(), new("eve")
+    ann.share(ann.repository(FILES))
+    eve.git("clone", "-q", f"{ann.url()}?addr={ann.addr}", "clone")
+    clone = eve.directory / "clone"
+    eve.commit(clone, {"evil.bin": b"evil"})
+    done = eve.try_git("push", "origin", "main", cwd=clone)
+    assert done.code != 0
+    assert f"{eve.key} may not push to 'work'" in done.err
+    assert not (ann.root / "lfs" / oid_of(b"evil")).exists()
+
+
+def test_the_owner_is_gone_and_who_cloned_serves_the_large_files(new: New) -> None:
+    ann = new("ann").with_node()
+    bootstrap = f"{ann.key}@{ann.addr}"
+    bob, carol = (new(name).with_node("--bootstrap-node", bootstrap) for name in ("bob", "carol"))
+    ann.share(ann.repository(FILES))
+    for each in (bob, carol):
+        wait_until(lambda: "state 1, followed\n" in each.run("repo", "list").out, "a copy of the history")  # noqa: B023
+    bob.git("clone", "-q", ann.url(), "clone")
+    wait_until(lambda: knows_both(carol), "who is there")
+    ann.node_running.kill()
+    said = carol.git("clone", ann.url(), "clone")
+    assert "is away" in said
+    assert {name: (carol.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+
+
+def knows_both(person: Peer) -> bool:
+    return len(person.ok("node", "list", "--json").records) >= 3
+
+
+def test_over_http_git_lfs_alone_is_enough(new: New, new_person: Callable[..., Person]) -> None:
+    """`git clone http://node/work.git`, by somebody without megalfs: the node is the LFS server."""
+    ann, dan = new("ann").with_node(), new_person("dan")
+    ann.share(ann.repository(FILES))
+    dan.git("clone", "-q", f"http://{ann.node_running.address}/work.git", "clone")
+    assert {name: (dan.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+
+
+def test_a_closed_swarm_answers_its_members_only(new: New) -> None:
+    bob, eve = new("bob"), new("eve")
+    ann = new("ann", MEGALFS_ALLOW_KEYS=bob.key).with_node()
+    ann.share(ann.repository(FILES))
+    url = f"{ann.url()}?addr={ann.addr}"
+    bob.git("clone", "-q", url, "clone")
+    assert {name: (bob.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+    done = eve.try_git("clone", url, "clone")
+    assert done.code != 0
+    assert "only keys it lists" in done.err

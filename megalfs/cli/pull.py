@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
+    from megalfs.formats.hostport import HostPort
     from megalfs.git.worktree import WorkTreePull
     from megalfs.node.api import PullOptions, PullSummary
 
@@ -117,7 +118,7 @@ def _pull(context: Context) -> int:
         async def work(stop: asyncio.Event) -> PullSummary:
             return await run_pull(
                 plan.targets if plan is not None else args.targets,
-                _options(context, plan),
+                _options(context, plan, await _told(context, plan)),
                 store=store,
                 settings=settings,
                 cwd=Path.cwd(),
@@ -136,13 +137,32 @@ def _pull(context: Context) -> int:
             raise
 
 
-def _options(context: Context, plan: WorkTreePull | None) -> PullOptions:
+async def _told(context: Context, plan: WorkTreePull | None) -> tuple[HostPort, ...]:
+    """Who has the objects, by the word of a p2p:// remote; a remote that is away is no reason to stop."""
+    if plan is None or not plan.files:
+        return ()
+    from contextlib import closing
+
+    from megalfs.git.lfs_remote import ask_holders
+    from megalfs.store.repos import Repos
+
+    root = context.root(create=True)
+    oids = dict.fromkeys(pointer.oid for _, pointer in plan.files)
+    with closing(Repos(root)) as repos:
+        try:
+            return await ask_holders(root.load_or_create_key(), repos, plan.tree.remote(), oids)
+        except MegalfsError as error:
+            context.ui.note(f"{error}; asking others")
+            return ()
+
+
+def _options(context: Context, plan: WorkTreePull | None, told: tuple[HostPort, ...]) -> PullOptions:
     from megalfs.node.api import PullOptions
 
     args = context.args
     return PullOptions(
         dest=args.output,
-        peers=(*args.peer, *(plan.sources.peers if plan else ())),
+        peers=(*args.peer, *told, *(plan.sources.peers if plan else ())),
         trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
         strangers=plan.sources.strangers if plan else frozenset(),
         origins=tuple(args.origin),

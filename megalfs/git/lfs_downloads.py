@@ -98,7 +98,7 @@ class Downloads:
                 running.task.cancel()
 
     async def _begin(self, transfer: Transfer) -> _Running:
-        told = await self._remotes.holders(transfer.remote, transfer.oid)
+        told = await self._remotes.holders(transfer.remote_url(is_push=False), transfer.oid)
         sources = await asyncio.to_thread(transfer.sources, self._node.settings, told)
         origins = await self._origins(transfer, sources)
         uses_lan = sources.is_empty and self._node.settings.discover and not transfer.action

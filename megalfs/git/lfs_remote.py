@@ -23,11 +23,12 @@ from megalfs.net.link import FRAME_BYTES_MAX, shown
 
 if TYPE_CHECKING:
     from megalfs.core.ids import Oid
+    from megalfs.core.signing import SigningKey
     from megalfs.git.lfs_shared import SharedLfs
     from megalfs.node.node import Node
     from megalfs.store.repos import Repos
 
-__all__ = ["DirectLinks", "Links", "Remotes", "parse_remote"]
+__all__ = ["DirectLinks", "Links", "Remotes", "ask_holders", "parse_remote"]
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,8 @@ class DirectLinks:
         via: str | None = None,
     ) -> PeerStream:
         """As `Links.open`."""
-        known = await asyncio.to_thread(self._repos.node, key)
-        tried = [*addresses, *(known.addresses if known else ())]
         private = self._node.identity.private
-        return await open_stream(private, key, service, subject, addresses=tried, via=via)
+        return await _open_directly(private, self._repos, key, service, subject, addresses, via)
 
     def http_addresses(self) -> Sequence[HostPort]:
         """As `Links.http_addresses`."""
@@ -175,13 +174,13 @@ class Remotes:
             if is_new:
                 await self._connect(asking, url)
             try:
-                return await _holders(asking, oid)
+                return await _holders(asking.remote, oid)
             except TemporaryError:
                 await self._let_go(asking)
                 if is_new:
                     raise
                 await self._connect(asking, url)  # the one that stood open was closed meanwhile
-                return await _holders(asking, oid)
+                return await _holders(asking.remote, oid)
             finally:
                 loop = asyncio.get_running_loop()
                 asking.closing = loop.call_later(IDLE_S_MAX, self._close_soon, asking)
@@ -213,10 +212,45 @@ class Remotes:
             await remote.close()
 
 
-async def _holders(asking: _Asking, oid: Oid) -> tuple[HostPort, ...]:
-    assert asking.remote is not None
-    await asking.remote.stream.send(encode({"oid": str(oid)}))
-    found = (await _answer(asking.remote)).get("http")
+async def ask_holders(
+    private: SigningKey, repos: Repos, text: str, oids: Iterable[Oid]
+) -> tuple[HostPort, ...]:
+    """Swarm addresses where objects of a remote's repository are, for a command that runs no node.
+
+    Raises:
+        MegalfsError: the remote's node cannot be reached, or does not know.
+    """
+    url = parse_remote(text)
+    if url is None:
+        return ()
+    remote = await _open_directly(private, repos, url.peer, GET, url.repo, url.addresses, url.via)
+    try:
+        found = [each for oid in oids for each in await _holders(remote, oid)]
+        await remote.stream.finish()
+    finally:
+        await remote.close()
+    return tuple(dict.fromkeys(found))
+
+
+async def _open_directly(
+    private: SigningKey,
+    repos: Repos,
+    key: NodeKey,
+    service: str,
+    subject: str,
+    addresses: Iterable[HostPort],
+    via: str | None,
+) -> PeerStream:
+    """At addresses that a URL names, then at those that were written down."""
+    known = await asyncio.to_thread(repos.node, key)
+    tried = [*addresses, *(known.addresses if known else ())]
+    return await open_stream(private, key, service, subject, addresses=tried, via=via)
+
+
+async def _holders(remote: PeerStream | None, oid: Oid) -> tuple[HostPort, ...]:
+    assert remote is not None
+    await remote.stream.send(encode({"oid": str(oid)}))
+    found = (await _answer(remote)).get("http")
     if not isinstance(found, list) or len(found) > ADDRESSES_MAX:
         raise RemoteProtocolError("an answer without addresses")
     return tuple(HostPort.parse(str(each)) for each in found)

@@ -98,6 +98,11 @@ class Transfer:
                 )
         raise UsageError(f"not a transfer: {str(dict(body))[:200]}")
 
+    def remote_url(self, *, is_push: bool) -> str:
+        """The URL of the git remote: git-lfs tells its name, or the URL itself where it has none."""
+        keys = ([f"remote.{self.remote}.pushurl"] if is_push else []) + [f"remote.{self.remote}.url"]
+        return next((self.git[key][-1] for key in keys if self.git.get(key)), self.remote)
+
     def sources(self, settings: Settings, told: Sequence[HostPort] = ()) -> Sources:
         """Whom to ask for it; `told` are those of a p2p:// remote. Blocks; raises UsageError."""
         hints = self.action.hints if self.action is not None else []

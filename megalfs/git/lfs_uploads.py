@@ -145,7 +145,9 @@ class Uploads:
                 await self._client.deliver(
                     upload, transfer.oid, transfer.size, transfer.path, port=self._node.port
                 )
-        is_at_remote = await self._remotes.push(transfer.remote, transfer.oid, transfer.size, transfer.path)
+        is_at_remote = await self._remotes.push(
+            transfer.remote_url(is_push=True), transfer.oid, transfer.size, transfer.path
+        )
         return is_at_remote or bool(uploads)
 
     # --- telling, and asking ---------------------------------------------------------------------------------
