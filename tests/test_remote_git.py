@@ -150,17 +150,16 @@ def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2
 
 
 def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        load_pem_private_key,
-    )
-
-    private = load_pem_private_key((member.megalfs.root / "key.pem").read_bytes(), None)
     key_file = member.directory / "ssh_key"
-    key_file.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    key_file.chmod(0o600)
+    exported = member.megalfs.ok("auth", "export", "--ssh", key_file)
+    assert (
+        subprocess.run(
+            ["ssh-keygen", "-y", "-f", key_file], capture_output=True, text=True, check=True
+        ).stdout.split()[:2]
+        == exported.out.split()
+    ), "OpenSSH reads it as the same key"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert member.megalfs.run("auth", "export", "--ssh", key_file).code == 8, "nothing is replaced"
     owner.megalfs.ok("repo", "allow", "pushed", member.key)
     target = member.directory / "signing"
     member.git("clone", "-q", owner.url("pushed.git"), target)
@@ -168,6 +167,8 @@ def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={key_file}")
     done = member.git(*signing, "push", "--signed", "origin", "main", cwd=target)
     assert f"pushed by {member.key} signed by {member.key}" in done.err
+    last = (owner.megalfs.root / "pushes.log").read_text().splitlines()[-1]
+    assert last.endswith(f"{member.key} signed by {member.key}")
     other = member.directory / "other_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     member.commit(target, "forged.txt", "x")
