@@ -65,10 +65,12 @@ class P2pNode:
         assert not ok or result.code == 0, f"git {argv}: {result.code}\n{result.err}"
         return result
 
-    def repository(self, name: str = "tiny", *, commits: int = 2, bare: bool = False) -> Path:
+    def repository(
+        self, name: str = "tiny", *, commits: int = 2, bare: bool = False, names: str = "sha1"
+    ) -> Path:
         """A repository with a few commits and a tag."""
         path = self.directory / name
-        self.git("init", "-q", "-b", "main", path)
+        self.git("init", "-q", "-b", "main", f"--object-format={names}", path)
         for number in range(commits):
             self.commit(path, f"file{number}.txt", f"{name} {number}\n")
         self.git("tag", "-a", "-m", "one", "v1", cwd=path)

@@ -60,7 +60,7 @@ def add_commands(commands: Commands) -> None:
     sync = add_command(actions, "sync", _sync, "look for new states now, instead of within a minute")
     sync.add_argument("--repo-id", metavar="ID", help="only this one (all that are shared or followed)")
     thing = add_command(actions, "object", _object, "one git object of a peer, to stdout or a file")
-    thing.add_argument("url", metavar="URL", help="p2p://KEY/object/SHA-1?addr=HOST:PORT")
+    thing.add_argument("url", metavar="URL", help="p2p://KEY/object/NAME?addr=HOST:PORT")
     thing.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout")
 
 

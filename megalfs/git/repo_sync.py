@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from megalfs.core.announcements import FileBody, NodeBody, RepoBody
 from megalfs.core.gossip import Learned
 from megalfs.core.identity import NodeKey
+from megalfs.core.refs import object_format
 from megalfs.core.repo_state import BundleRef, RepoState, SignedState, Verdict, judge
 from megalfs.core.repoid import RepoId
 from megalfs.errors import (
@@ -414,7 +415,7 @@ class RepoSync:
             await self._fetch(row.id, bundle)
         mirror = self._repos.mirror(row.id)
         paths = [self._place_of(bundle) for bundle in state.bundles]
-        await asyncio.to_thread(make_mirror, mirror)
+        await asyncio.to_thread(make_mirror, mirror, object_format(state.root))
         await asyncio.to_thread(apply_bundles, mirror, paths, state)
         await asyncio.to_thread(self._repos.set_copy, row.id, mirror, state.refs)
         log.info("%s is at state %d of %s", row.name, state.seq, row.creator)
