@@ -19,8 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
 from megalfs.errors import IntegrityError, MegalfsError, RemoteProtocolError, SpaceError
@@ -28,6 +27,7 @@ from megalfs.formats.hostport import HostPort
 from megalfs.formats.limits import SIZE_MAX
 from megalfs.git.lfs_incoming import receive
 from megalfs.git.lfs_transfer import Transfer
+from megalfs.git.pipes import busily
 
 if TYPE_CHECKING:
     from megalfs.git.lfs_service import LfsService
@@ -37,15 +37,13 @@ if TYPE_CHECKING:
     from megalfs.node.p2p import P2p
     from megalfs.store.repos import Repos
 
-__all__ = ["ADDRESSES_MAX", "BUSY_S", "GET", "PUT", "LfsLinks", "decode", "encode"]
+__all__ = ["ADDRESSES_MAX", "GET", "PUT", "LfsLinks", "decode", "encode"]
 
 log = logging.getLogger(__name__)
 
 GET, PUT = "lfs-get", "lfs-put"
 ADDRESSES_MAX = 16
 REQUEST_S_MAX = 60.0
-BUSY_S = 5.0
-T = TypeVar("T")
 
 
 def encode(document: dict[str, object]) -> bytes:
@@ -86,10 +84,13 @@ class LfsLinks:
         while frame := await stream.receive():
             oid = Oid.parse(str(decode(frame).get("oid")))
             try:
-                await _busily(stream, asyncio.to_thread(self._lfs.shared.take_in, stream.subject, oid))
+                await busily(
+                    asyncio.to_thread(self._lfs.shared.take_in, stream.subject, oid),
+                    lambda: _say_busy(stream),
+                )
             except IntegrityError as error:
                 log.warning("%s: %s", repo.name, error)  # others may have it
-            known = (*self._p2p.http_addresses(), *self._sync.swarm_of(repo.id))
+            known = (*self._p2p.http_addresses(), *self._sync.sources.swarm_of(repo.id))
             found = [str(each) for each in dict.fromkeys(known)]
             await stream.send(encode({"http": found[:ADDRESSES_MAX]}))
         await stream.finish()
@@ -105,7 +106,7 @@ class LfsLinks:
         async with asyncio.timeout(REQUEST_S_MAX):
             oid, size, peers = _offer(decode(await stream.receive()))
         try:
-            has_pulled = await _busily(stream, self._pull(oid, size, peers))
+            has_pulled = await busily(self._pull(oid, size, peers), lambda: _say_busy(stream))
             if not has_pulled:
                 await stream.send(encode({"send": True}))
                 await receive(_Body(stream), oid, self._lfs.objects, size=size)
@@ -128,15 +129,8 @@ class LfsLinks:
         return True
 
 
-async def _busily(stream: Stream, work: Awaitable[T]) -> T:
-    """What `work` gives; the client hears all the while that it is not forgotten."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait({task}, timeout=BUSY_S))[0]:
-            await stream.send(encode({"busy": True}))
-        return task.result()
-    finally:
-        task.cancel()
+async def _say_busy(stream: Stream) -> None:
+    await stream.send(encode({"busy": True}))
 
 
 class _Body:

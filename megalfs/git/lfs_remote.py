@@ -17,7 +17,8 @@ from megalfs.core.identity import NodeKey
 from megalfs.core.repoid import RepoUrl
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError, UsageError
 from megalfs.formats.hostport import HostPort
-from megalfs.git.lfs_links import ADDRESSES_MAX, BUSY_S, GET, PUT, decode, encode
+from megalfs.git.lfs_links import ADDRESSES_MAX, GET, PUT, decode, encode
+from megalfs.git.pipes import BUSY_S
 from megalfs.net.dialling import PeerStream, open_stream
 from megalfs.net.link import FRAME_BYTES_MAX, shown
 

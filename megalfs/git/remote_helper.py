@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -67,15 +67,21 @@ def _converse(url: str) -> int:
     parsed = RepoUrl.parse(url)
     if parsed.kind == "object":
         raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {parsed}")
+    options: dict[str, str] = {}
     while line := read_line(lambda: os.read(0, 1)):
         word, _, rest = line.partition(" ")
         if word == "capabilities":
-            os.write(1, b"connect\n\n")
+            os.write(1, b"option\nconnect\n\n")
         elif word == "connect" and rest in SERVICES:
-            _connect(url, parsed, rest)
+            _connect(url, parsed, rest, options)
             return 0
-        else:  # `option servpath` carries the user's --upload-pack verbatim: it goes nowhere
-            os.write(1, b"unsupported\n" if word == "option" else b"fallback\n")
+        elif (
+            word == "option"
+        ):  # git does all of them by itself; `servpath`, a user's --upload-pack, goes nowhere
+            name, _, options[name] = rest.partition(" ")
+            os.write(1, b"unsupported\n")
+        else:
+            os.write(1, b"fallback\n")
     return 0
 
 
@@ -96,15 +102,24 @@ def read_line(read_octet: Callable[[], bytes]) -> str:
     return line.decode(errors="replace").rstrip("\n")
 
 
-def _connect(url: str, parsed: RepoUrl, service: str) -> None:
+def _connect(url: str, parsed: RepoUrl, service: str, options: Mapping[str, str]) -> None:
     home = _root_path()
     connection = connect_socket(_socket_path(home))
     if connection is None:
         _connect_directly(home, parsed, service)
         return
+    from megalfs.git.first_clone import FirstClone
+
+    first = FirstClone.find(os.environ.get("GIT_DIR"), options) if service == "git-upload-pack" else None
     with connection:
-        connection.sendall(json.dumps({"url": url, "service": service}).encode() + b"\n")
-        _check_answer(connection)
+        request = {"url": url, "service": service, "bundles": first is not None}
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        bundles = _check_answer(connection)
+        if first is not None and bundles:
+            with first.holding(bundles):
+                os.write(1, b"\n")
+                _splice(connection)
+            return
         os.write(1, b"\n")
         _splice(connection)
 
@@ -141,24 +156,27 @@ def connect_socket(path: Path | None) -> socket.socket | None:
     return connection
 
 
-def _check_answer(connection: socket.socket) -> None:
-    """Reads the node's line, byte by byte: what follows it is the peer's.
+def _check_answer(connection: socket.socket) -> list[Path]:
+    """Reads the node's lines, byte by byte: what follows the last one is the peer's. Returns bundles to begin with.
 
     Raises:
         MegalfsError: what the node says went wrong.
     """
+    answer: dict[str, object] = {"busy": True}
     connection.settimeout(ANSWER_S_MAX)
-    try:
-        answer = json.loads(read_line(lambda: connection.recv(1)) or "{}")
-    except (TimeoutError, ValueError) as error:
-        raise TemporaryError("the node of this root does not answer") from error
+    while answer.get("busy"):
+        try:
+            answer = json.loads(read_line(lambda: connection.recv(1)) or "{}")
+        except (TimeoutError, ValueError) as error:
+            raise TemporaryError("the node of this root does not answer") from error
     connection.settimeout(None)
-    for note in answer.get("notes", ()):
+    notes, bundles = (answer.get(name) for name in ("notes", "bundles"))
+    for note in notes if isinstance(notes, list) else ():
         _say(str(note))
     if not answer.get("ok"):
-        raise TemporaryError(
-            str(answer.get("error", "the node of this root hung up")), hint=answer.get("hint") or None
-        )
+        hint, reason = answer.get("hint"), answer.get("error", "the node of this root hung up")
+        raise TemporaryError(str(reason), hint=str(hint) if hint else None)
+    return [Path(str(path)) for path in bundles] if isinstance(bundles, list) else []
 
 
 def _splice(connection: socket.socket) -> None:
