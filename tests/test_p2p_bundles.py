@@ -56,6 +56,11 @@ def asked(trace: str) -> tuple[list[str], list[str]]:
     return tuple([line[1] for line in lines if line[0] == word] for word in ("want", "have"))  # type: ignore[return-value]
 
 
+def bytes_out(node: P2pNode) -> int:
+    """What a node has sent in the swarm."""
+    return int(str(node.megalfs.ok("status", "--json").records[0]["bytes_out"]))
+
+
 def test_history_from_the_swarm_and_the_tip_from_the_owner(trio: Trio) -> None:
     state = trio.owner.head(trio.owner.directory / "big", "HEAD~1")
     target, trace = trio.clone("clone")
@@ -67,6 +72,11 @@ def test_history_from_the_swarm_and_the_tip_from_the_owner(trio: Trio) -> None:
     trio.client.git("fsck", "--strict", cwd=target)
     refs = trio.client.git("for-each-ref", "--format=%(refname)", cwd=target).out.split()
     assert refs == ["refs/heads/main", "refs/remotes/origin/HEAD", "refs/remotes/origin/main", "refs/tags/v1"]
+    # Both who hold the bundle gave some of it: it is a blob like any other.
+    assert all(bytes_out(node) > 0 for node in (trio.owner, trio.keeper))
+    assert sum(bytes_out(node) for node in (trio.owner, trio.keeper)) < 2.5 * BIG_BYTES, (
+        "and the keeper got it once"
+    )
     # The client's node has the bundle now, and seeds it.
     bundles = list((trio.client.megalfs.root / "repos" / "bundles").iterdir())
     assert [path.stat().st_size > BIG_BYTES for path in bundles] == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from megalfs.store.repos import Repos
 
 __all__ = ["BundleSources"]
+
+log = logging.getLogger(__name__)
 
 SWARM_WAIT_S = 5.0
 Blame = Callable[[NodeKey, RepoId, str], Awaitable[None]]
@@ -77,6 +80,11 @@ class BundleSources:
         Raises:
             MegalfsError: of the last one who was asked.
         """
+        log.info("asks for the bundle %s of %s", bundle.oid, repo)
+        await self._fetch(repo, bundle)
+        log.info("has the bundle %s of %s: %d bytes", bundle.oid, repo, bundle.size)
+
+    async def _fetch(self, repo: RepoId, bundle: BundleRef) -> None:
         path = self._repos.bundle_path(str(bundle.oid))
         holders = self.holders(repo)
         request = PullRequest(

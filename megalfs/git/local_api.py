@@ -132,6 +132,8 @@ class LocalApi:
             _answer(writer, {"ok": True, "notes": notes, "bundles": [str(path) for path in bundles]})
             await splice(helper, LinkPipe(remote.stream))
             await remote.stream.finish()
+        except TemporaryError as error:  # the helper cannot be told any more: its stream is git's by now
+            log.warning("%s of %s from %s broke off: %s", service, url.repo, url.peer, error)
         finally:
             await remote.close()
 

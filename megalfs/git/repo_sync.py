@@ -196,6 +196,10 @@ class RepoSync:
 
     async def _heard_of(self, body: RepoBody, creator: NodeKey) -> None:
         """An owner's announcement: what we did not know is shown; what we follow and is newer is fetched."""
+        async with self._lock(body.repo):
+            await self._heard_of_locked(body, creator)
+
+    async def _heard_of_locked(self, body: RepoBody, creator: NodeKey) -> None:
         known = await asyncio.to_thread(self._repos.find, body.repo)
         if body.is_removed:
             if known is not None and known.is_external and not known.path:
@@ -214,6 +218,7 @@ class RepoSync:
                 is_followed=self._is_followed(creator),
             )
             await asyncio.to_thread(self._repos.add, found)
+            log.info("heard of %s: %s of %s", body.repo, body.name, creator)
         if known is not None and known.is_followed:
             self._wake.set()
 
@@ -258,6 +263,8 @@ class RepoSync:
         if verdict is Verdict.FOLLOWS:
             await asyncio.to_thread(self._repos.put_state, signed)
             row = await asyncio.to_thread(self._repos.find, repo)
+            if row is None:
+                log.info("heard of %s: %s of %s", repo, signed.state.name, signed.state.creator)
             if row is None or row.is_external:
                 await asyncio.to_thread(self._repos.learn, signed)
                 if self._is_followed(signed.state.creator):
