@@ -150,9 +150,15 @@ def test_the_owner_is_gone_and_who_cloned_serves_the_large_files(new: New) -> No
     bob.git("clone", "-q", ann.url(), "clone")
     wait_until(lambda: knows_both(carol), "who is there")
     ann.node_running.kill()
-    said = carol.git("clone", ann.url(), "clone")
+    assert (
+        "2 large files are still to come"
+        in carol.ok("repo", "clone", "--repo-id", "work", "--output", "one").err
+    )
+    carol.ok("pull", "one", "--no-share")
+    said = carol.git("clone", ann.url(), "two")
     assert "is away" in said
-    assert {name: (carol.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+    for clone in ("one", "two"):
+        assert {name: (carol.directory / clone / name).read_bytes() for name in FILES} == FILES
 
 
 def knows_both(person: Peer) -> bool:

@@ -218,7 +218,19 @@ def _clone(context: Context) -> int:
     else:
         context.ui.result(str(output))
         context.ui.note(f"cloned {repo.name} at state {seq}")
+        if count := _count_pointers(output):
+            context.ui.note(
+                f"{count} large {'file is' if count == 1 else 'files are'} still to come: megalfs pull {output}"
+            )
     return 0
+
+
+def _count_pointers(output: Path) -> int:
+    """Files that git-lfs keeps, in a clone that was made without it."""
+    from megalfs.git.worktree import Filter, WorkTree
+
+    tree = WorkTree.find(output)
+    return sum(1 for _ in tree.pointers(tree.top, Filter())) if tree is not None else 0
 
 
 def _pull(context: Context) -> int:

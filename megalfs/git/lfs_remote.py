@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,13 +22,14 @@ from megalfs.git.lfs_links import ADDRESSES_MAX, GET, PUT, decode, encode
 from megalfs.git.pipes import BUSY_S
 from megalfs.net.dialling import PeerStream, open_stream
 from megalfs.net.link import FRAME_BYTES_MAX, shown
+from megalfs.store.repos import Repos
 
 if TYPE_CHECKING:
     from megalfs.core.ids import Oid
     from megalfs.core.signing import SigningKey
     from megalfs.git.lfs_shared import SharedLfs
     from megalfs.node.node import Node
-    from megalfs.store.repos import Repos
+    from megalfs.store.root import Root
 
 __all__ = ["DirectLinks", "Links", "Remotes", "ask_holders", "parse_remote"]
 
@@ -213,9 +215,7 @@ class Remotes:
             await remote.close()
 
 
-async def ask_holders(
-    private: SigningKey, repos: Repos, text: str, oids: Iterable[Oid]
-) -> tuple[HostPort, ...]:
+async def ask_holders(root: Root, text: str, oids: Iterable[Oid]) -> tuple[HostPort, ...]:
     """Swarm addresses where objects of a remote's repository are, for a command that runs no node.
 
     Raises:
@@ -224,7 +224,9 @@ async def ask_holders(
     url = parse_remote(text)
     if url is None:
         return ()
-    remote = await _open_directly(private, repos, url.peer, GET, url.repo, url.addresses, url.via)
+    private = root.load_or_create_key()
+    with closing(Repos(root)) as repos:
+        remote = await _open_directly(private, repos, url.peer, GET, url.repo, url.addresses, url.via)
     try:
         found = [each for oid in oids for each in await _holders(remote, oid)]
         await remote.stream.finish()

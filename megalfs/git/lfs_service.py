@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, UsageError
 from megalfs.git.lfs_client import LfsClient
 from megalfs.git.lfs_downloads import Downloads
@@ -65,6 +66,7 @@ class LfsService:
             web.post("/v1/local/lfs/upload", self._upload),
             web.post("/v1/local/lfs/finish", self._finish),
             web.post("/v1/local/lfs/prune", self._prune),
+            web.post("/v1/local/lfs/holders", self._holders),
             *self._server.routes(),
         ]
 
@@ -97,6 +99,16 @@ class LfsService:
     async def _prune(self, request: web.Request) -> web.StreamResponse:
         prune = Prune(self._node, self.objects, PruneRequest.parse(await self._body(request)))
         return web.json_response({"objects": await prune.run()})
+
+    async def _holders(self, request: web.Request) -> web.Response:
+        """For a command: who has objects of a p2p:// remote's repository."""
+        match await self._body(request):
+            case {"remote": str(remote), "oids": list(oids)}:
+                found = [await self._remotes.holders(remote, Oid.parse(str(oid))) for oid in oids]
+                peers = dict.fromkeys(str(peer) for each in found for peer in each)
+                return web.json_response({"peers": list(peers)})
+            case _:
+                raise UsageError("not a question for holders")
 
     async def _body(self, request: web.Request) -> dict[str, object]:
         if not self._node.guard.is_local(request):
