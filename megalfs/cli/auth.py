@@ -48,7 +48,7 @@ def _export(context: Context) -> int:
     from megalfs.git.serving import ssh_public_key
     from megalfs.store.files import map_os_errors, write_new
 
-    private, path = _load(context), context.args.ssh
+    private, path = _load(context), context.args.ssh.absolute()
     with map_os_errors(f"cannot write the key {str(path)!r}"):
         if not write_new(path, _openssh(private)):
             raise BusyError(f"{str(path)!r} exists", hint="a key is never replaced; choose another file")

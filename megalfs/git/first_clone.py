@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megalfs.errors import StoreError
-from megalfs.git.gitcmd import run_git
 
 __all__ = ["FirstClone"]
 
@@ -52,6 +51,8 @@ class FirstClone:
         git checks that nothing is missing in what these refs reach. What does not fit is left out: the protocol
         brings it as well.
         """
+        from megalfs.git.gitcmd import run_git  # with asyncio, 50 ms that a fetch need not pay
+
         try:
             for path in bundles:
                 # Objects are checked as strictly as git's own clone would: not, unless the user's settings say so.

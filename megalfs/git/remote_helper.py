@@ -23,8 +23,6 @@ from megalfs.errors import MegalfsError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
     from megalfs.core.repoid import RepoUrl
-    from megalfs.core.signing import SigningKey
-    from megalfs.git.pipes import StreamPipe
 
 __all__ = ["SOCKET_NAME", "connect_socket", "entry", "main", "read_line"]
 
@@ -106,7 +104,9 @@ def _connect(url: str, parsed: RepoUrl, service: str, options: Mapping[str, str]
     home = _root_path()
     connection = connect_socket(_socket_path(home))
     if connection is None:
-        _connect_directly(home, parsed, service)
+        from megalfs.git.direct import connect_directly
+
+        connect_directly(home, parsed, service)
         return
     from megalfs.git.first_clone import FirstClone
 
@@ -199,62 +199,6 @@ def _write_all(fd: int, block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[os.write(fd, view) :]
-
-
-# --- without a node ------------------------------------------------------------------------------------------
-
-
-def _connect_directly(home: Path, url: RepoUrl, service: str) -> None:
-    """Dials with this root's key, or with one for this once: a public clone needs no identity."""
-    import asyncio
-    import secrets
-
-    from megalfs.core.signing import SigningKey
-    from megalfs.errors import NotFoundError
-    from megalfs.store.root import Root
-
-    try:
-        private = Root.open(home, create=False).load_key()
-    except NotFoundError:
-        private = None
-    private = private or SigningKey(secrets.token_bytes(32))
-    if url.me is not None and url.me != private.public:
-        raise NotFoundError(
-            f"the key {url.me.peer_id} is not the one of {str(home)!r}", hint="megalfs auth show"
-        )
-    if not url.addresses:
-        raise NotFoundError(
-            f"no node runs on {str(home)!r} that could know where {url.peer.peer_id} is",
-            hint="megalfs node start, or ?addr=HOST:PORT in the URL",
-        )
-    asyncio.run(_dial_and_splice(private, url, service))
-
-
-async def _dial_and_splice(private: SigningKey, url: RepoUrl, service: str) -> None:
-    from megalfs.git.pipes import LinkPipe, splice
-    from megalfs.net.dialling import open_stream
-
-    remote = await open_stream(private, url.peer, service, url.repo, addresses=url.addresses, via=url.via)
-    try:
-        os.write(1, b"\n")
-        await splice(await _standard_streams(), LinkPipe(remote.stream))
-        await remote.stream.finish()
-    finally:
-        await remote.close()
-
-
-async def _standard_streams() -> StreamPipe:
-    import asyncio
-
-    from megalfs.git.pipes import StreamPipe
-
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 20)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb", 0))
-    transport, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(1, "wb", 0)
-    )
-    return StreamPipe(reader, asyncio.StreamWriter(transport, protocol, None, loop))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import struct
@@ -56,6 +57,7 @@ __all__ = [
     "offer_stream",
     "shown",
     "spki",
+    "unreachable",
 ]
 
 ALPN = "megalfs-link/1"
@@ -286,6 +288,13 @@ class Carrier(Protocol):
 
     async def listen(self, address: HostPort, handler: Handler) -> Listener:
         """Hands every stream that a proven and allowed key opens to `handler`; raises BusyError."""
+
+
+def unreachable(key: NodeKey, address: HostPort, error: Exception, *, protocol: str) -> TemporaryError:
+    """Nobody answers at an address; asyncio's own words repeat the address."""
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number).lower() if number else str(error) or "no answer in time"
+    return TemporaryError(f"cannot reach {key.peer_id} at {address} ({protocol}): {reason}")
 
 
 # --- the handshake -----------------------------------------------------------------------------------------
