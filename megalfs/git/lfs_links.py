@@ -81,7 +81,7 @@ class LfsLinks:
             await stream.refuse(error)
             return
         await stream.accept()
-        while frame := await stream.receive():
+        while frame := await _next(stream):
             oid = Oid.parse(str(decode(frame).get("oid")))
             try:
                 await busily(
@@ -103,8 +103,7 @@ class LfsLinks:
             await stream.refuse(error)
             return
         await stream.accept()
-        async with asyncio.timeout(REQUEST_S_MAX):
-            oid, size, peers = _offer(decode(await stream.receive()))
+        oid, size, peers = _offer(decode(await _next(stream)))
         try:
             has_pulled = await busily(self._pull(oid, size, peers), lambda: _say_busy(stream))
             if not has_pulled:
@@ -127,6 +126,11 @@ class LfsLinks:
             log.info("%s does not come from %s: %s", oid, ", ".join(map(str, peers)) or "nowhere", error)
             return False
         return True
+
+
+async def _next(stream: Stream) -> bytes:
+    async with asyncio.timeout(REQUEST_S_MAX):
+        return await stream.receive()
 
 
 async def _say_busy(stream: Stream) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -173,20 +173,23 @@ class Remotes:
         async with asking.lock:
             if asking.closing is not None:
                 asking.closing.cancel()
-            is_new = asking.remote is None
-            if is_new:
-                await self._connect(asking, url)
             try:
-                return await _holders(asking.remote, oid)
-            except TemporaryError:
-                await self._let_go(asking)
-                if is_new:
-                    raise
-                await self._connect(asking, url)  # the one that stood open was closed meanwhile
-                return await _holders(asking.remote, oid)
+                if asking.remote is not None:
+                    with suppress(TemporaryError):  # the one that stood open may have been closed meanwhile
+                        return await self._question(asking, oid)
+                await self._connect(asking, url)
+                return await self._question(asking, oid)
             finally:
                 loop = asyncio.get_running_loop()
-                asking.closing = loop.call_later(IDLE_S_MAX, self._close_soon, asking)
+                asking.closing = loop.call_later(IDLE_S_MAX, self._close_soon, url, asking)
+
+    async def _question(self, asking: _Asking, oid: Oid) -> tuple[HostPort, ...]:
+        """Whoever stops waiting ends the stream: what comes next on it would be another question's answer."""
+        try:
+            return await _holders(asking.remote, oid)
+        except BaseException:
+            await self._let_go(asking)
+            raise
 
     async def _connect(self, asking: _Asking, url: RepoUrl) -> None:
         now = asyncio.get_running_loop().time()
@@ -200,10 +203,11 @@ class Remotes:
             asking.not_before = now + RETRY_S
             raise
 
-    def _close_soon(self, asking: _Asking) -> None:
+    def _close_soon(self, url: RepoUrl, asking: _Asking) -> None:
         async def close() -> None:
             async with asking.lock:
                 await self._let_go(asking)
+            self._asking.pop(url, None)
 
         task = asyncio.create_task(close())
         self._tasks.add(task)
