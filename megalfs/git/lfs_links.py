@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.ids import Oid
 from megalfs.errors import IntegrityError, MegalfsError, RemoteProtocolError, SpaceError
+from megalfs.formats import strict_json
 from megalfs.formats.hostport import HostPort
 from megalfs.formats.limits import SIZE_MAX
+from megalfs.formats.strict_json import JsonFault
 from megalfs.git.lfs_incoming import receive
 from megalfs.git.lfs_transfer import Transfer
 from megalfs.git.pipes import busily
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from megalfs.node.p2p import P2p
     from megalfs.store.repos import Repos
 
-__all__ = ["ADDRESSES_MAX", "GET", "PUT", "LfsLinks", "decode", "encode"]
+__all__ = ["ADDRESSES_MAX", "GET", "PUT", "LfsLinks", "decode", "encode", "parse_offer"]
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,12 @@ def encode(document: dict[str, object]) -> bytes:
 def decode(frame: bytes) -> dict[str, object]:
     """Reads a frame; raises RemoteProtocolError."""
     try:
-        document = json.loads(frame)
-    except ValueError as error:
-        raise RemoteProtocolError("a frame that is not JSON") from error
+        document = strict_json.parse(frame)
+    except JsonFault as error:
+        raise RemoteProtocolError(f"a frame that is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise RemoteProtocolError("a frame that is no JSON object")
-    return document
+    return {**document}
 
 
 class LfsLinks:
@@ -103,7 +105,7 @@ class LfsLinks:
             await stream.refuse(error)
             return
         await stream.accept()
-        oid, size, peers = _offer(decode(await _next(stream)))
+        oid, size, peers = parse_offer(await _next(stream))
         try:
             has_pulled = await busily(self._pull(oid, size, peers), lambda: _say_busy(stream))
             if not has_pulled:
@@ -147,8 +149,13 @@ class _Body:
         return await self._stream.receive()
 
 
-def _offer(document: dict[str, object]) -> tuple[Oid, int, list[HostPort]]:
-    match document:
+def parse_offer(frame: bytes) -> tuple[Oid, int, list[HostPort]]:
+    """What a client would push: the object, its size, and where it can be pulled from.
+
+    Raises:
+        RemoteProtocolError, UsageError: anything else.
+    """
+    match decode(frame):
         case {"oid": str(oid), "size": int(size), "http": list(peers)} if (
             0 <= size <= SIZE_MAX and len(peers) <= ADDRESSES_MAX
         ):
