@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from helpers_p2p import P2pNode  # noqa: E402 - the path comes first
+from processes import wait_until  # noqa: E402
 
 
 def make_repository(path: Path, *, objects: int, megabytes: int) -> None:
@@ -56,6 +57,11 @@ def clone_s(node: P2pNode, url: str) -> float:
     return seconds
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=50_000)
@@ -85,6 +91,7 @@ def main() -> None:
             ["git", "daemon", "--export-all", f"--base-path={path.parent}", "--listen=127.0.0.1", f"--port={port}"],
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        wait_until(lambda: listens(port), "git daemon")
         urls = {"git://": f"git://127.0.0.1:{port}/big.git", "p2p://": owner.url("big.git")}
         times: dict[str, list[float]] = {name: [] for name in urls}
         for _ in range(args.rounds):
