@@ -7,6 +7,7 @@ only who has the pointer knows.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from pathlib import Path
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from megalfs.core.ids import Oid
     from megalfs.git.lfs_objects import Objects
     from megalfs.store.blobs import Store
-    from megalfs.store.repos import Repo, Repos
+    from megalfs.store.repos import Repos
 
-__all__ = ["SharedLfs", "storage_of"]
+__all__ = ["SharedLfs"]
 
 
 class SharedLfs:
@@ -58,14 +59,20 @@ class SharedLfs:
             repo = self._repos.served(name)
         except MegalfsError:
             return None
-        path = storage_of(repo) / "objects" / str(oid)[:2] / str(oid)[2:4] / str(oid)
+        storage = _storage_of(repo.path, _changed_at(Path(repo.path) / "config"))
+        path = storage / "objects" / str(oid)[:2] / str(oid)[2:4] / str(oid)
         return path if path.is_file() and not path.is_symlink() else None
 
 
-def storage_of(repo: Repo) -> Path:
-    """Where git-lfs keeps the objects of a repository of this user."""
+@functools.lru_cache(maxsize=64)
+def _storage_of(git_dir: str, _: int) -> Path:
+    """Where git-lfs keeps the objects of a repository of this user; asked again when its configuration changed."""
     try:
-        storage = git("config", "--get", "lfs.storage", cwd=Path(repo.path)).rstrip("\n")
+        storage = git("config", "--get", "lfs.storage", cwd=Path(git_dir)).rstrip("\n")
     except MegalfsError:
         storage = ""
-    return Path(os.path.normpath(Path(repo.path) / (Path(storage).expanduser() if storage else "lfs")))
+    return Path(os.path.normpath(Path(git_dir) / (Path(storage).expanduser() if storage else "lfs")))
+
+
+def _changed_at(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
