@@ -330,7 +330,7 @@ class RepoSync:
 
     async def copy_of(self, creator: NodeKey, name: str) -> tuple[Repo, int] | None:
         """Our copy of somebody's repository, brought up to date from others; None when nobody knows of it."""
-        repo = self._copy_named(creator, name)
+        repo = self._repos.copy_named(creator, name)
         if repo is None:
             return None
         row, signed = await self.bring(repo.id)
@@ -338,7 +338,7 @@ class RepoSync:
 
     def holders_of(self, creator: NodeKey, name: str) -> tuple[HostPort, ...]:
         """Swarm addresses of who has somebody's repository; of himself when we know nobody else."""
-        repo = self._copy_named(creator, name)
+        repo = self._repos.copy_named(creator, name)
         return self.sources.swarm_of(repo.id) if repo else self.sources.addresses([creator])
 
     async def bundles_of(self, creator: NodeKey, name: str) -> list[Path]:
@@ -347,7 +347,7 @@ class RepoSync:
         Raises:
             MegalfsError: those who said that they have them did not give them.
         """
-        repo = self._copy_named(creator, name)
+        repo = self._repos.copy_named(creator, name)
         states = await asyncio.to_thread(self._repos.states, repo.id) if repo else []
         if repo is None or len(states) != 1:
             return []
@@ -361,14 +361,6 @@ class RepoSync:
                 await self.sources.fetch(repo.id, bundle)
         self._announce(repo, states)
         return [self.sources.place_of(bundle) for bundle in bundles]
-
-    def _copy_named(self, creator: NodeKey, name: str) -> Repo | None:
-        found = [
-            repo
-            for repo in self._repos.all()
-            if repo.is_external and repo.creator == creator and name in {repo.name, str(repo.id)}
-        ]
-        return found[0] if len(found) == 1 else None
 
     async def _ask_around(self, repo: RepoId) -> None:
         """Asks a few peers for their newest state and takes the highest; writes down who has an older one."""
