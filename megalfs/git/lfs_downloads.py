@@ -70,7 +70,7 @@ class Downloads:
                 yield {"bytes": count}
         raise StoreError(f"{transfer.oid} does not stay in the store")
 
-    async def fetch(self, transfer: Transfer) -> None:
+    async def hold(self, transfer: Transfer) -> None:
         """Pulls an object for the node itself; returns at once when it is here. Raises as `run` does."""
         blob = self._node.store.find(transfer.oid)
         if blob is None or not blob.is_held:

@@ -121,9 +121,7 @@ class LfsLinks:
     async def _pull(self, oid: Oid, size: int, peers: list[HostPort]) -> bool:
         """Whether the object came from the swarm, so that only chunks travelled that this node lacks."""
         try:
-            await self._lfs.downloads.fetch(
-                Transfer.from_peers(oid, size, self._lfs.objects.directory, peers)
-            )
+            await self._lfs.downloads.hold(Transfer.from_peers(oid, size, self._lfs.objects.directory, peers))
         except MegalfsError as error:
             log.info("%s does not come from %s: %s", oid, ", ".join(map(str, peers)) or "nowhere", error)
             return False

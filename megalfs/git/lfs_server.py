@@ -229,7 +229,7 @@ class LfsServer:
         named = [HostPort(remote, port), *(HostPort.parse(str(peer)) for peer in peers)]
         oid = Oid.parse(request.match_info["oid"])
         transfer = Transfer.from_peers(oid, size, self._objects.directory, named)
-        await self._downloads.fetch(transfer)
+        await self._downloads.hold(transfer)
         return _json({})
 
     async def _verify(self, request: web.Request) -> web.Response:
