@@ -1,4 +1,4 @@
-"""Clone over p2p:// against `git clone git://`, a fetch of nothing, and what gossip costs an idle node.
+"""Clone over p2p:// against `git clone git://`, and a fetch of nothing.
 
     .venv/bin/python bench/bench_p2p.py [--objects 50000] [--megabytes 100] [--rounds 5] [--quic]
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import socket
 import statistics
@@ -25,11 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from helpers_p2p import P2pNode  # noqa: E402 - the path comes first
-
-from megalfs.core.announcements import RepoBody, announce  # noqa: E402
-from megalfs.core.gossip import Gossip, GossipParams, Send  # noqa: E402
-from megalfs.core.repoid import RepoId  # noqa: E402
-from megalfs.core.signing import SigningKey  # noqa: E402
+from processes import wait_until  # noqa: E402
 
 
 def make_repository(path: Path, *, objects: int, megabytes: int) -> None:
@@ -62,28 +57,9 @@ def clone_s(node: P2pNode, url: str) -> float:
     return seconds
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def gossip_share(intervals: int = 200) -> float:
-    """Share of a core that gossip of 1,000 repositories takes of a node with four neighbours, at rest."""
-    own, others = SigningKey(b"o" * 32), [SigningKey(bytes([number]) * 32) for number in range(1, 5)]
-    gossip = Gossip(own.public, GossipParams())
-    now = 1_790_000_000.0
-    for other in others:
-        gossip.connected(now, other.public)
-    for number in range(1000):
-        root = f"{number:040x}"
-        body = RepoBody(RepoId.of(root, own.public), f"r{number}", "", root, 1, "0" * 64)
-        gossip.publish(now, announce(own, int(now * 1000), body))
-    start = time.process_time()
-    for interval in range(intervals):
-        for effect in gossip.tick(now + 10 * interval):
-            assert isinstance(effect, Send)
-            gossip.receive(now + 10 * interval, effect.peer, effect.frame)
-    return (time.process_time() - start) / (intervals * 10)
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def main() -> None:
@@ -115,6 +91,7 @@ def main() -> None:
             ["git", "daemon", "--export-all", f"--base-path={path.parent}", "--listen=127.0.0.1", f"--port={port}"],
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        wait_until(lambda: listens(port), "git daemon")
         urls = {"git://": f"git://127.0.0.1:{port}/big.git", "p2p://": owner.url("big.git")}
         times: dict[str, list[float]] = {name: [] for name in urls}
         for _ in range(args.rounds):
@@ -133,7 +110,6 @@ def main() -> None:
         client.git("fetch", "-q", cwd=target)
         fetches = [seconds_of(client, "fetch", "-q", "origin", cwd=target) for _ in range(10)]
         print(f"fetch of nothing: median {1000 * statistics.median(fetches):.0f} ms (target 300)")
-        print(f"gossip of 1,000 repositories at rest: {100 * gossip_share():.3f} % of a core (target 2)")
         print(json.dumps({"ratio": round(middle["p2p://"] / middle["git://"], 3)}))
     finally:
         for node in (owner, client):

@@ -26,7 +26,7 @@ class P2pNode:
         self.running: Running | None = None
         self.git_environ = self.megalfs.environ | AUTHOR | {
             "MEGALFS_ROOT": str(self.megalfs.root),
-            "PATH": os.pathsep.join([str(_helpers(directory)), self.megalfs.environ["PATH"]]),
+            "PATH": helpers_on_path(directory, self.megalfs.environ["PATH"]),
         }  # fmt: skip
         self.key = self.megalfs.ok("auth", "init", "--json").records[0]["key"]
 
@@ -65,10 +65,12 @@ class P2pNode:
         assert not ok or result.code == 0, f"git {argv}: {result.code}\n{result.err}"
         return result
 
-    def repository(self, name: str = "tiny", *, commits: int = 2, bare: bool = False) -> Path:
+    def repository(
+        self, name: str = "tiny", *, commits: int = 2, bare: bool = False, names: str = "sha1"
+    ) -> Path:
         """A repository with a few commits and a tag."""
         path = self.directory / name
-        self.git("init", "-q", "-b", "main", path)
+        self.git("init", "-q", "-b", "main", f"--object-format={names}", path)
         for number in range(commits):
             self.commit(path, f"file{number}.txt", f"{name} {number}\n")
         self.git("tag", "-a", "-m", "one", "v1", cwd=path)
@@ -114,12 +116,12 @@ class P2pNode:
         self.megalfs.close()
 
 
-def _helpers(directory: Path) -> Path:
-    """A directory on PATH with the three remote helpers of this checkout."""
+def helpers_on_path(directory: Path, path: str) -> str:
+    """A PATH that begins with the three remote helpers of this checkout."""
     binaries = directory / "bin"
     binaries.mkdir(parents=True, exist_ok=True)
     for name in ("p2p", "megalfs", "mega"):
         script = binaries / f"git-remote-{name}"
         script.write_text(f'#!/bin/sh\nexec {sys.executable} -m megalfs.git.remote_helper "$@"\n')
         script.chmod(0o755)
-    return binaries
+    return os.pathsep.join([str(binaries), path])

@@ -196,3 +196,22 @@ def test_a_directory_that_does_not_exist(scene: Scene) -> None:
     leecher = scene.stage.node("leecher")
     argv = [scene.oid, "--peer", scene.seeder.address]
     assert "nowhere" in error_of(pull(leecher, *argv, target="nowhere/got.bin"), 3)["message"]
+
+
+def test_three_seeders_share_the_work_and_a_limit_is_kept(scene: Scene) -> None:
+    """Shares follow what each has to give; the one that is limited most gives no more than it was allowed."""
+    limits = {"quick": "8M", "as quick": "8M", "narrow": "2M"}
+    seeders = {
+        name: scene.stage.node(name).serve("seed", scene.model, "--limit-up", limit)
+        for name, limit in limits.items()
+    }
+    leecher = scene.stage.node("leecher")
+    argv = [part for each in seeders.values() for part in ("--peer", each.address)]
+    summary = pulled(leecher, scene.oid, *argv)
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+    given: dict[str, int] = summary["bytes_by_peer"]  # type: ignore[assignment]
+    shares = {name: given.get(seeder.address, 0) for name, seeder in seeders.items()}
+    assert all(shares.values()), shares
+    assert 2 * shares["narrow"] < min(shares["quick"], shares["as quick"]), shares
+    seconds = float(str(summary["seconds"]))
+    assert shares["narrow"] <= 2e6 * (seconds + 1), "at rest it may have saved up a second"

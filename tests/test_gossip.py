@@ -130,7 +130,7 @@ def test_frames_round_trip_and_refuse() -> None:
     ):
         assert decode(encode(each)) == each
     assert decode(b"\xf0whatever") is None
-    for bad in (b"", b"\1\0", b"\1\0" + bytes(65), b"\1\xff" + bytes(65), b"\2" + bytes(35), b"\3", b"\3" + bytes(63),
+    for bad in (b"", b"\1\0", b"\1\0" + bytes(64), b"\1\xff" + bytes(65), b"\2" + bytes(35), b"\3", b"\3" + bytes(63),
                 b"\4" + bytes(33), b"\4" + bytes(32 * 513), b"\1\1" + bytes(64 + PAYLOAD_BYTES_MAX + 1)):  # fmt: skip
         with pytest.raises(RemoteProtocolError):
             decode(bad)
@@ -149,7 +149,7 @@ def test_news_are_relayed_once_with_one_hop_less(gossip: Gossip) -> None:
 
 
 def test_the_last_hop_is_not_relayed(gossip: Gossip) -> None:
-    effects = gossip.receive(NOW, PEER.public, frame(ann(repo_body(FAR)), ttl=1))
+    effects = gossip.receive(NOW, PEER.public, frame(ann(repo_body(FAR)), ttl=0))
     assert learned(effects)
     assert not sends(effects)
 
@@ -302,14 +302,27 @@ def test_loss_and_crashes_then_everybody_learns_all_the_same(seed: int) -> None:
             assert known == repos - lost, f"seed {seed}: node {number} lacks {len(repos - lost - known)}"
 
 
-def test_ttl_ends_the_flood_and_neighbours_fill_the_gap() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_ten_nodes_take_each_announcement_once(seed: int) -> None:
+    """Whatever the graph: learned once by every other node, sent over each link at most once each way."""
+    print(f"seed {seed}")
+    world = GossipWorld(10, seed=seed)
+    world.random_graph(4)
+    repos = [world.own_repo(number, f"repo{number}") for number in range(10)]
+    world.run(INTERVAL_S - 0.01)
+    for number, node in enumerate(world.nodes):
+        taken = [each.announcement.subject for each in node.learned if each.announcement.kind == "repo"]
+        assert sorted(taken) == sorted(str(repo) for repo in repos if repo != repos[number])
+        assert not node.drops
+
+
+def test_sixteen_relays_end_the_flood_and_neighbours_fill_the_gap() -> None:
     world = GossipWorld(21, seed=7)
     world.line()
     world.own_repo(0, "far")
     world.run(4.0)
     counts = [len(node.gossip.known("repo")) for node in world.nodes]
-    assert counts[:17] == [1] * 17, "sixteen hops"
-    assert counts[18:] == [0] * 3, "and no more"
+    assert counts == [1] * 18 + [0] * 3, "the 18th hears of it, by sixteen relays; the 19th does not"
     world.run(6 * INTERVAL_S)
     assert all(len(node.gossip.known("repo")) == 1 for node in world.nodes)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,65 @@ def test_a_peer_that_leaves_is_noticed(make: Callable[..., Carrier]) -> None:
             with pytest.raises(TemporaryError):
                 await stream.receive()
             await link.close()
+
+    run(work)
+
+
+def test_the_last_frames_arrive_over_a_slow_path(tmp_path: Path) -> None:
+    """The server is done, and has the client's end, while most of a window still waits in its kernel."""
+    frame, count = b"z" * FRAME_BYTES_MAX, 12
+    passed_first = 9 * FRAME_BYTES_MAX
+    is_done, is_closed = asyncio.Event(), asyncio.Event()
+
+    async def handler(stream: Stream) -> None:
+        await stream.accept()
+        assert await stream.receive() == b""
+        for _ in range(count):
+            await stream.send(frame)
+        await stream.finish()
+        is_done.set()
+
+    async def slowly(listener: Listener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Passes on; from some point on only after the server is done."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((listener.address.host, listener.address.port))
+        back, forth = await asyncio.open_connection(sock=sock, limit=4096)
+
+        async def upward() -> None:
+            while octets := await reader.read(65536):
+                forth.write(octets)
+
+        task, passed = asyncio.create_task(upward()), 0
+        with suppress(OSError):
+            while octets := await back.read(4096):
+                passed += len(octets)
+                if passed > passed_first:
+                    await is_done.wait()
+                writer.write(octets)
+                await writer.drain()
+        task.cancel()
+        for each in (writer, forth):
+            each.close()
+            with suppress(OSError):
+                await each.wait_closed()
+        is_closed.set()
+
+    async def work() -> None:
+        carrier = TlsCarrier(ALICE, certificate=write_certificate(ALICE, tmp_path))
+        async with listening(carrier, handler) as listener:
+            proxy = await asyncio.start_server(lambda r, w: slowly(listener, r, w), "127.0.0.1", 0)
+            host, port = proxy.sockets[0].getsockname()[:2]
+            link = await TlsCarrier(BOB).dial(HostPort(host, port), ALICE.public)
+            stream = await link.open("echo")
+            await stream.finish()
+            received = 0
+            while got := await stream.receive():
+                received += len(got)
+            assert received == count * FRAME_BYTES_MAX
+            await link.close()
+            await is_closed.wait()
+            proxy.close()
 
     run(work)
 

@@ -15,9 +15,10 @@ import pytest
 from helpers_p2p import P2pNode
 from processes import wait_until
 
-from megalfs.core.announcements import FileBody, NodeBody, announce, announce_state
+from megalfs.core.announcements import FileBody, NodeBody, announce, announce_state, parse_announcement
 from megalfs.core.bundle_protocol import CHUNK_BYTES, Chunk, Done, Start, encode
-from megalfs.core.gossip_frames import Announce
+from megalfs.core.gossip_frames import Announce, Digest
+from megalfs.core.gossip_frames import decode as decode_frame
 from megalfs.core.gossip_frames import encode as encode_frame
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import Oid
@@ -74,6 +75,17 @@ class FakePeer:
         link = await self._carrier.dial(HostPort(host, int(port)), NodeKey.parse(str(node.key)))
         self._links.append(link)
         self._gossip = await link.open("gossip")
+
+    def hear(self, count: int) -> list[object]:
+        """The next frames that the neighbour sends."""
+
+        async def receive() -> list[object]:
+            assert self._gossip is not None
+            return [decode_frame(await self._gossip.receive()) for _ in range(count)]
+
+        heard = self._do(receive())
+        assert isinstance(heard, list)
+        return heard
 
     def say(self, announcement: object) -> None:
         frame = Announce(16, announcement.signature, announcement.payload)  # type: ignore[attr-defined]
@@ -285,6 +297,46 @@ def test_a_bad_bundle_is_not_kept_and_a_good_one_is_fetched_later(
     count = owner.asked.count("bundle")
     victim.megalfs.ok("repo", "sync")
     assert owner.asked.count("bundle") == count
+
+
+def test_a_lying_peer_comes_first_and_another_one_is_used(
+    victim: P2pNode, make_peer: Callable[[str], FakePeer]
+) -> None:
+    owner, honest = make_peer("owner"), make_peer("honest")
+    signed = signed_repo(owner, victim)
+    owner.flip_at = 1000
+    for peer in (owner, honest):
+        peer.states = [signed.encode()]
+    honest.bundle = owner.bundle
+    victim.start("--bootstrap-node", f"{owner.key}@{owner.addr}")
+    honest.join(victim)
+    honest.claim(signed)
+    wait_until(
+        lambda: len(victim.megalfs.ok("node", "list").out.splitlines()) >= 2, "the honest one is known"
+    )
+    owner.join(victim)
+    owner.say(announce_state(signed))
+    record = victim.until("theirs", here=True)
+    victim.git("fsck", "--strict", cwd=Path(str(record["path"])))
+    assert "bundle" in owner.asked, "who was asked first"
+    assert faults(victim) == {str(owner.key): "sent a bundle that is not the one of the state"}
+
+
+def test_a_node_says_something_every_interval(victim: P2pNode, make_peer: Callable[[str], FakePeer]) -> None:
+    """Its digests tell how often, as configured (`FAST`); each liveness announcement is newer than the last."""
+    peer = make_peer("peer")
+    victim.start("--no-discover")
+    peer.join(victim)
+    frames = peer.hear(count=12)
+    digests = [each for each in frames if isinstance(each, Digest)]
+    assert len(digests) >= 3
+    assert {each.interval_ms for each in digests} == {500}
+    alive = [
+        parse_announcement(each.payload, each.signature) for each in frames if isinstance(each, Announce)
+    ]
+    times = [each.time for each in alive if each.kind == "node"]
+    assert len(times) >= 3
+    assert times == sorted(set(times))
 
 
 def test_a_state_whose_refs_are_not_in_its_bundles_changes_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -102,6 +103,8 @@ def test_five_nodes_in_a_line_and_owner_gone(new: New) -> None:
     last.until("tiny", repo=repo_id, external=True)
     listed = last.megalfs.ok("node", "list", "--json").records
     assert {record["alias"] for record in listed if record.get("alias")} >= {f"node{n}" for n in range(4)}
+    far = next(record for record in listed if record.get("alias") == "node0")
+    assert (far["key"], far["node"], far["type"]) == (first.key, first.addr, "full")
     assert last.git("ls-remote", f"p2p://{first.key}/tiny.git").out, "its address is known by gossip"
     # The second one follows its bootstrap node, and has a copy when the owner dies.
     second.until("tiny", here=True)
@@ -145,6 +148,8 @@ def test_a_bootstrap_node_that_comes_later_or_again_is_joined(new: New) -> None:
     head = one.commit(one.directory / "tiny", "away.txt", "x")
     one.start(addr=addr)
     two.until("tiny", seq=2, here=True)
+    assert two.git("ls-remote", f"p2p://{one.key}/tiny.git", "HEAD").out.startswith(head)
+    two.stop()  # the helper dials by itself then, where its node last knew the owner
     assert two.git("ls-remote", f"p2p://{one.key}/tiny.git", "HEAD").out.startswith(head)
 
 
@@ -228,6 +233,94 @@ def test_only_what_is_new_travels_and_is_in_the_next_bundle(new: New) -> None:
     sizes = sorted(file.stat().st_size for file in (two.megalfs.root / "repos" / "bundles").iterdir())
     assert len(sizes) == 2
     assert sizes[0] < 2000 < 300_000 < sizes[1]
+
+
+def test_a_repository_that_is_no_longer_shared_is_no_longer_listed(new: New) -> None:
+    """By a node that heard of it through another one, and has no copy."""
+    one, relay, far = new("one"), new("relay").start("--no-discover"), new("far")
+    for node in (one, far):
+        node.start("--bootstrap-node", relay.bootstrap, "--no-discover")
+    repo_id = one.share(one.repository())
+    one.share(one.repository("stays"))
+    for name in ("tiny", "stays"):
+        assert far.until(name, seq=1)["external"]
+    one.megalfs.ok("repo", "remove", repo_id)
+    wait_until(lambda: "tiny" not in far.repos(), "it is gone from the list")
+    assert "stays" in far.repos()
+
+
+def test_pull_whatever_the_branch_is_called(new: New) -> None:
+    one, two = new("one").start(), new("two")
+    path = one.repository()
+    one.git("branch", "-q", "-m", "release/1.0", cwd=path)
+    repo_id = one.share(path)
+    two.start("--bootstrap-node", one.bootstrap)
+    two.until("tiny", here=True)
+    output = two.directory / "clone"
+    two.megalfs.ok("repo", "clone", "--repo-id", repo_id, "--output", output)
+    head = one.commit(path, "new.txt", "new\n")
+    two.until("tiny", has_updates=True)
+    done = two.megalfs.ok("repo", "pull", "--repo-id", repo_id)
+    assert "release/1.0 moved forward by 1 commit" in done.out
+    assert two.head(output) == head
+    assert two.git("symbolic-ref", "--short", "HEAD", cwd=output).out.strip() == "release/1.0"
+
+
+def test_each_step_of_the_workflow_is_said_once(new: New) -> None:
+    """Discovery, request, generation, transfer, storage, restoration."""
+    one, two = new("one").start("--verbose"), new("two")
+    two.start("--bootstrap-node", one.bootstrap, "--verbose")
+    path = one.repository()
+    repo_id = one.share(path)
+    two.until("tiny", here=True)
+    assert one.running is not None
+    assert two.running is not None
+    steps = [
+        ("heard of", two),
+        ("asks for the bundle", two),
+        ("made the bundle", one),
+        ("has the bundle", two),
+    ]
+    for step, node in steps:
+        said = [line for line in node.running.err.splitlines() if step in line and repo_id in line]  # type: ignore[union-attr]
+        assert len(said) == 1, (step, said)
+    assert two.running.err.count("tiny is at state 1") == 1
+    output = two.directory / "clone"
+    said = two.megalfs.ok("repo", "clone", "--repo-id", repo_id, "--output", output).err
+    assert said.count("cloned tiny at state 1") == 1
+    assert two.head(output) == one.head(path)
+
+
+def test_secrets_are_never_logged(new: New) -> None:
+    """Keys and tokens of two nodes that say all they can, and a password that somebody put into a URL."""
+    one, two = new("one").start("--verbose", "--debug"), new("two")
+    two.start("--bootstrap-node", one.bootstrap, "--verbose", "--debug")
+    path = one.repository(bare=True)
+    one.share(path, "--name", "tiny", "--allow", two.key)
+    target = two.directory / "clone"
+    two.git("clone", "-q", one.url(), target)
+    two.commit(target, "new.txt", "x")
+    said = two.git("push", "origin", "main", cwd=target).err
+    for url in (
+        one.url().replace("p2p://", "p2p://me:hunter2@"),
+        f"{one.http}/tiny.git".replace("//", "//me:hunter2@"),
+    ):
+        done = two.git("ls-remote", url, ok=False)
+        said += done.err if url.startswith("http") else done.err.split("megalfs:", 1)[1]
+    assert one.running is not None
+    assert two.running is not None
+    said += one.running.err + one.running.out + two.running.err + two.running.out
+    assert "tiny" in said
+    for node in (one, two):
+        root = node.megalfs.root
+        pem = (root / "key.pem").read_text().splitlines()[1]
+        for secret in (
+            pem,
+            base64.b64decode(pem)[-32:].hex(),
+            (root / "token").read_text().strip(),
+            "hunter2",
+        ):
+            assert secret not in said
 
 
 def test_a_taken_address_is_said(new: New) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,17 +151,16 @@ def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2
 
 
 def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-        load_pem_private_key,
-    )
-
-    private = load_pem_private_key((member.megalfs.root / "key.pem").read_bytes(), None)
     key_file = member.directory / "ssh_key"
-    key_file.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    key_file.chmod(0o600)
+    exported = member.megalfs.ok("auth", "export", "--ssh", key_file)
+    assert (
+        subprocess.run(
+            ["ssh-keygen", "-y", "-f", key_file], capture_output=True, text=True, check=True
+        ).stdout.split()[:2]
+        == exported.out.split()
+    ), "OpenSSH reads it as the same key"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert member.megalfs.run("auth", "export", "--ssh", key_file).code == 8, "nothing is replaced"
     owner.megalfs.ok("repo", "allow", "pushed", member.key)
     target = member.directory / "signing"
     member.git("clone", "-q", owner.url("pushed.git"), target)
@@ -168,6 +168,8 @@ def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={key_file}")
     done = member.git(*signing, "push", "--signed", "origin", "main", cwd=target)
     assert f"pushed by {member.key} signed by {member.key}" in done.err
+    last = (owner.megalfs.root / "pushes.log").read_text().splitlines()[-1]
+    assert last.endswith(f"{member.key} signed by {member.key}")
     other = member.directory / "other_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     member.commit(target, "forged.txt", "x")
@@ -248,6 +250,64 @@ def test_allow_list_mode(tmp_path: Path, client: P2pNode, member: P2pNode) -> No
         assert "only keys it lists" in done.err
     finally:
         closed.close()
+
+
+def test_a_hub_a_closed_swarm_and_an_open_one(
+    tmp_path: Path, owner: P2pNode, client: P2pNode, member: P2pNode
+) -> None:
+    """One repository pushed to all three; who is no member is refused by one of them, and gets no byte."""
+    closed = P2pNode(tmp_path / "closed", MEGALFS_ALLOW_KEYS=str(member.key)).start()
+    public = P2pNode(tmp_path / "public").start()
+    work = member.repository("workflow", commits=3)
+    try:
+        nodes = {"hub": owner, "team": closed, "world": public}
+        for name, node in nodes.items():
+            node.git("init", "-q", "--bare", "-b", "main", node.directory / f"{name}.git")
+            seed = node.repository(f"seed-{name}", commits=1)
+            node.git("push", "-q", node.directory / f"{name}.git", "main", cwd=seed)
+            node.share(node.directory / f"{name}.git", "--allow", member.key)
+            member.git("remote", "add", name, node.url(f"{name}.git"), cwd=work)
+            member.git("push", "-q", "--force", name, "main", cwd=work)
+            member.git("clone", "-q", node.url(f"{name}.git"), tmp_path / f"member-{name}")
+            assert member.head(tmp_path / f"member-{name}") == member.head(work)
+        for name in ("hub", "world"):
+            client.git("clone", "-q", nodes[name].url(f"{name}.git"), tmp_path / f"client-{name}")
+            assert client.head(tmp_path / f"client-{name}") == member.head(work)
+        done = client.git("clone", closed.url("team.git"), tmp_path / "client-team", ok=False)
+        assert "only keys it lists" in done.err
+        assert client.git("clone", f"{closed.http}/team.git", tmp_path / "client-team", ok=False).code != 0
+        assert not (tmp_path / "client-team").exists()
+    finally:
+        public.close()
+        closed.close()
+
+
+def test_an_exported_name_is_all_that_others_see(owner: P2pNode, client: P2pNode, tmp_path: Path) -> None:
+    """Where a repository lies on the owner's disk is nobody's business, and no way in."""
+    private = owner.repository("very-private-directory")
+    (tmp_path / "link").symlink_to(private)
+    owner.share(tmp_path / "link", "--name", "exported")
+    assert client.git("ls-remote", owner.url("exported.git")).out
+    secret = owner.repository("not-shared")
+    for path in (
+        "very-private-directory.git",
+        "link.git",
+        "not-shared.git",
+        str(secret),
+        f"/{secret}",
+        f"..{secret}",
+    ):
+        done = client.git("ls-remote", owner.url(path), ok=False)
+        assert done.code != 0
+        assert not done.out
+    for path in ("very-private-directory", "not-shared"):
+        assert client.git("ls-remote", f"{owner.http}/{path}.git", ok=False).code != 0
+    seen = client.git("ls-remote", owner.url("exported.git"), GIT_TRACE_PACKET="1", ok=True)
+    record = (
+        sqlite3.connect(owner.megalfs.root / "repos.sqlite").execute("SELECT record FROM states").fetchall()
+    )
+    for told in (seen.out, seen.err.replace(str(client.directory), ""), str(record)):
+        assert "very-private" not in told
 
 
 def test_repo_add_says_what_is_wrong(owner: P2pNode, tmp_path: Path) -> None:

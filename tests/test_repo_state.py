@@ -111,6 +111,11 @@ def test_malformed_records(old: str, new: str) -> None:
         SignedState.parse(text.replace(old, new, 1).encode())
 
 
+def test_object_names_of_two_kinds_do_not_mix() -> None:
+    with pytest.raises(UsageError, match="two kinds"):
+        SignedState.sign(OWNER, replace(FIRST, refs={**FIRST.refs, "refs/heads/other": "a" * 64}))
+
+
 def test_order() -> None:
     one = SignedState.sign(OWNER, FIRST)
     two = after(one)

@@ -94,6 +94,11 @@ def test_names_are_looked_up_and_never_ambiguous(repos: Repos) -> None:
     repos.add(Repo(id=theirs, name="tiny", creator=stranger, path="/theirs", root=ROOT, is_external=True))
     assert repos.served("tiny").path == "/ours"
     assert repos.served(str(theirs)).path == "/theirs"
+    for name in ("tiny", str(theirs)):
+        found = repos.copy_named(stranger, name)
+        assert found is not None
+        assert found.path == "/theirs"
+        assert repos.copy_named(OWNER.public, name) is None, "ours is no copy"
     for name in ("/ours", "", "%", "tiny'--"):
         with pytest.raises(NotFoundError):
             repos.served(name)

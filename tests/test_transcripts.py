@@ -112,11 +112,12 @@ class Session:
             shim = self.shims / name
             shim.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
             shim.chmod(0o755)
-        helper = self.shims / "git-remote-p2p"
-        helper.write_text(
-            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m megalfs.git.remote_helper "$@"\n'
-        )
-        helper.chmod(0o755)
+        for name in ("p2p", "megalfs"):
+            helper = self.shims / f"git-remote-{name}"
+            helper.write_text(
+                f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m megalfs.git.remote_helper "$@"\n'
+            )
+            helper.chmod(0o755)
 
     def machine(self, name: str) -> Path:
         """The directory of a machine, and a port for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from megalfs.cli.arguments import (
     add_command,
@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
+    from megalfs.formats.hostport import HostPort
     from megalfs.git.worktree import WorkTreePull
     from megalfs.node.api import PullOptions, PullSummary
 
 __all__ = ["add_commands"]
 
 WAIT_PEERS_S = 10.0
+ASK_S_MAX = 3600.0  # the owner hashes what nobody asked for before
+HOLDERS_PATH = "/v1/local/lfs/holders"
 
 
 def add_commands(commands: Commands) -> None:
@@ -122,7 +125,7 @@ def _pull(context: Context) -> int:
                 context.ui.warn(text)
             return await run_pull(
                 plan.targets if plan is not None else args.targets,
-                replace(_options(context, plan), located=located),
+                replace(_options(context, plan, await _told(context, plan)), located=located),
                 store=store,
                 settings=settings,
                 cwd=Path.cwd(),
@@ -141,13 +144,43 @@ def _pull(context: Context) -> int:
             raise
 
 
-def _options(context: Context, plan: WorkTreePull | None) -> PullOptions:
+async def _told(context: Context, plan: WorkTreePull | None) -> tuple[HostPort, ...]:
+    """Who has the objects, by the word of a p2p:// remote; a remote that is away is no reason to stop."""
+    remote = plan.tree.remote() if plan is not None else ""
+    if plan is None or not plan.files or not remote:
+        return ()
+    import asyncio
+
+    from megalfs.cli.local_node import post_node, running_node
+    from megalfs.formats.hostport import HostPort
+    from megalfs.git.lfs_remote import ask_holders
+
+    root = context.root(create=True)
+    oids = dict.fromkeys(pointer.oid for _, pointer in plan.files)
+    try:
+        body = {"remote": remote, "oids": list(map(str, oids))}
+        running = running_node(root)
+        answer = await asyncio.to_thread(
+            post_node, root, running, HOLDERS_PATH, timeout_s=ASK_S_MAX, body=body
+        )
+    except MegalfsError:  # no node runs here that heard of more than the owner
+        pass
+    else:
+        return tuple(HostPort.parse(str(peer)) for peer in cast("list[str]", answer["peers"]))
+    try:
+        return await ask_holders(root, remote, oids)
+    except MegalfsError as error:
+        context.ui.note(f"{error}; asking others")
+        return ()
+
+
+def _options(context: Context, plan: WorkTreePull | None, told: tuple[HostPort, ...]) -> PullOptions:
     from megalfs.node.api import PullOptions
 
     args = context.args
     return PullOptions(
         dest=args.output,
-        peers=(*args.peer, *(plan.sources.peers if plan else ())),
+        peers=(*args.peer, *told, *(plan.sources.peers if plan else ())),
         trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
         strangers=plan.sources.strangers if plan else frozenset(),
         origins=tuple(args.origin),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
+    from megalfs.cli.ui import Ui
     from megalfs.core.repoid import RepoId
     from megalfs.store.repos import Repo, Repos
 
@@ -60,7 +61,7 @@ def add_commands(commands: Commands) -> None:
     sync = add_command(actions, "sync", _sync, "look for new states now, instead of within a minute")
     sync.add_argument("--repo-id", metavar="ID", help="only this one (all that are shared or followed)")
     thing = add_command(actions, "object", _object, "one git object of a peer, to stdout or a file")
-    thing.add_argument("url", metavar="URL", help="p2p://KEY/object/SHA-1?addr=HOST:PORT")
+    thing.add_argument("url", metavar="URL", help="p2p://KEY/object/NAME?addr=HOST:PORT")
     thing.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout")
 
 
@@ -124,7 +125,8 @@ def _change_writers(context: Context, *, is_added: bool) -> int:
         keys = keys | set(context.args.keys) if is_added else keys - set(context.args.keys)
         repos.set_writers(repo.id, sorted(keys))
     _wake(context)
-    context.ui.note(f"{len(keys)} keys beside the owner may push to {repo.name}")
+    count = "1 key" if len(keys) == 1 else f"{len(keys)} keys"
+    context.ui.note(f"{count} beside the owner may push to {repo.name}")
     return 0
 
 
@@ -218,7 +220,19 @@ def _clone(context: Context) -> int:
     else:
         context.ui.result(str(output))
         context.ui.note(f"cloned {repo.name} at state {seq}")
+        if count := _count_pointers(output):
+            context.ui.note(
+                f"{count} large {'file is' if count == 1 else 'files are'} still to come: megalfs pull {output}"
+            )
     return 0
+
+
+def _count_pointers(output: Path) -> int:
+    """Files that git-lfs keeps, in a clone that was made without it."""
+    from megalfs.git.worktree import Filter, WorkTree
+
+    tree = WorkTree.find(output)
+    return sum(1 for _ in tree.pointers(tree.top, Filter())) if tree is not None else 0
 
 
 def _pull(context: Context) -> int:
@@ -230,20 +244,18 @@ def _pull(context: Context) -> int:
         clones = repos.clones(repo.id)
         if not clones:
             raise NotFoundError(f"no clone of {repo.name!r} was made here", hint="megalfs repo clone")
-        failure: MegalfsError | None = None
+        failures = _Failures(context.ui)
         for clone in clones:
             try:
                 summary = pull_clone(repos, clone)
             except MegalfsError as error:
-                failure = error
-                context.ui.warn(f"{clone.path}: {error}")
+                failures.add(clone.path, error)
                 continue
             if context.ui.is_json:
                 context.ui.record({"repo": str(repo.id), "path": clone.path, "summary": summary})
             else:
                 context.ui.result(f"{clone.path}: {summary}")
-    if failure is not None:
-        raise failure
+    failures.finish()
     return 0
 
 
@@ -252,21 +264,38 @@ def _sync(context: Context) -> int:
         wanted = [_find(context, repos)] if context.args.repo_id else [
             repo for repo in repos.all() if not repo.is_external or repo.is_followed
         ]  # fmt: skip
-    failure: MegalfsError | None = None
+    failures = _Failures(context.ui)
     for repo in wanted:
         try:
             answer = _ask_sync(context, repo.id)
         except MegalfsError as error:
-            failure = error
-            context.ui.warn(f"{repo.name}: {error}")
+            failures.add(repo.name, error)
             continue
         if context.ui.is_json:
             context.ui.record({"repo": str(repo.id), "name": repo.name, "seq": answer["seq"]})
         else:
             context.ui.result(f"{repo.name}: state {answer['seq']}")
-    if failure is not None:
-        raise failure
+    failures.finish()
     return 0
+
+
+class _Failures:
+    """What failed of several: each is said once, and the last one decides how the command ends."""
+
+    def __init__(self, ui: Ui) -> None:
+        self._ui = ui
+        self._last: MegalfsError | None = None
+
+    def add(self, name: str, error: MegalfsError) -> None:
+        """One more."""
+        if self._last is not None:
+            self._ui.warn(str(self._last))
+        self._last = type(error)(f"{name}: {error}", hint=error.hint)
+
+    def finish(self) -> None:
+        """Raises the last one."""
+        if self._last is not None:
+            raise self._last
 
 
 def _find(context: Context, repos: Repos) -> Repo:

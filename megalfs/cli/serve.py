@@ -99,7 +99,7 @@ def _serve(context: Context, paths: Sequence[Path], *, is_tracker: bool, has_lin
                 on_ready=lambda info: _print_ready(context, info, is_tracker=is_tracker),
                 stop=stop,
                 tracker_only=is_tracker,
-                services=() if is_tracker else [*git_services(), *(_links(context) if has_links else ())],
+                services=() if is_tracker else _links(context) if has_links else git_services(),
             )
 
         run_until_signal(context.ui, work)

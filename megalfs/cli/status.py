@@ -73,6 +73,7 @@ def _gossiped(root: Root, running: RunningNode) -> list[Fields]:
                 "node": " ".join(cast("list[str]", each["addresses"])) or "-",
                 "key": each["key"],
                 "alias": each["alias"],
+                "type": each["type"],
                 "tier": "neighbour" if each["neighbour"] else "stale" if each["stale"] else "gossip",
                 "stale": each["stale"],
                 "self": False,

@@ -155,7 +155,7 @@ class Gossip:
             Bucket.full(PEER_MESSAGES_S, PEER_MESSAGES_BURST, now),
         )
         effects: list[Effect] = [Send(peer, self._digest_frame())]
-        effects += [Send(peer, _frame(each, ttl=1)) for each in self.known("node")]
+        effects += [Send(peer, _frame(each, ttl=0)) for each in self.known("node")]
         return effects
 
     def disconnected(self, peer: NodeKey) -> None:
@@ -233,7 +233,7 @@ class Gossip:
             return []
         self.counters["learned"] += 1
         effects: list[Effect] = [Learned(announcement, peer, kept[0] if kept else None)]
-        if message.ttl > 1:
+        if message.ttl:
             others = [each for each in self._peers if each != peer]
             self.counters["sent"] += len(others)
             effects += [Send(each, _frame(announcement, ttl=message.ttl - 1)) for each in others]
@@ -329,7 +329,7 @@ class Gossip:
         return [Send(peer, encode(Want(tuple(key for key, _ in part)))) for part in _parts(missing)]
 
     def _give(self, now: float, peer: NodeKey, state: _Peer, keys: Iterable[NodeKey]) -> list[Effect]:
-        """Everything of some keys. One hop is enough: who else lacks it asks for itself."""
+        """Everything of some keys, not to be relayed: who else lacks it asks for itself."""
         given = [
             each
             for key in dict.fromkeys(keys)
@@ -342,7 +342,7 @@ class Gossip:
             self.counters["too_many"] += 1
             return []
         self.counters["sent"] += len(given)
-        return [Send(peer, _frame(each, ttl=1)) for each in given]
+        return [Send(peer, _frame(each, ttl=0)) for each in given]
 
 
 def _frame(announcement: Announcement, *, ttl: int) -> bytes:

@@ -1,6 +1,6 @@
 """What neighbours say to each other, one message a frame of a link: u8 type, then
 
-    1 announce  u8 hops that it may still travel, 64 bytes signature, payload
+    1 announce  u8 times that it may still be relayed, 64 bytes signature, payload
     2 digest    32 bytes: everything that this node knows, but for who is there; u32 milliseconds to the next one
     3 have      (32 bytes key, 32 bytes digest of what is known of that key), at least one
     4 want      (32 bytes key), at least one
@@ -84,10 +84,7 @@ def decode(frame: bytes) -> Frame | None:
     """
     kind, body = frame[:1], frame[1:]
     if kind == bytes((_ANNOUNCE,)):
-        if (
-            not _ANNOUNCE_HEAD < len(frame) <= _ANNOUNCE_HEAD + PAYLOAD_BYTES_MAX
-            or not 1 <= frame[1] <= TTL_MAX
-        ):
+        if not _ANNOUNCE_HEAD < len(frame) <= _ANNOUNCE_HEAD + PAYLOAD_BYTES_MAX or frame[1] > TTL_MAX:
             raise RemoteProtocolError(f"an announcement of {len(frame)} bytes")
         return Announce(frame[1], frame[2:_ANNOUNCE_HEAD], frame[_ANNOUNCE_HEAD:])
     if kind == bytes((_DIGEST,)):

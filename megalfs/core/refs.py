@@ -6,23 +6,38 @@ elsewhere, a control character is a message for somebody's terminal; neither is 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from megalfs.errors import UsageError
 
-__all__ = ["REFS_MAX", "REF_BYTES_MAX", "check_ref", "format_refs", "parse_commit", "parse_refs"]
+__all__ = [
+    "REFS_MAX",
+    "REF_BYTES_MAX",
+    "SHA1_BYTES",
+    "ObjectFormat",
+    "check_ref",
+    "format_refs",
+    "object_format",
+    "object_name",
+    "parse_commit",
+    "parse_refs",
+]
 
 REF_BYTES_MAX = 255 + len("refs/heads/")  # what a file system can keep as a loose ref, component by component
 REFS_MAX = 10_000  # of one repository's state: about 1 MB of record
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
 _BAD_COMPONENT = re.compile(r"[.-]|.*(?:\.lock|\.)\Z", re.DOTALL)
+SHA1_BYTES = 20
+ObjectFormat = Literal["sha1", "sha256"]  # as git names them
 _PREFIXES = ("refs/heads/", "refs/tags/")
-_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
 
 
 def parse_commit(text: str) -> str:
-    """Checks a SHA-1 object name: 40 lower-case hex digits.
+    """Checks an object name: 40 lower-case hex digits of SHA-1, or 64 of SHA-256.
 
     Raises:
         UsageError: anything else.
@@ -30,6 +45,16 @@ def parse_commit(text: str) -> str:
     if not _COMMIT.match(text):
         raise UsageError(f"not a git object name: {text[:80]!r}")
     return text
+
+
+def object_format(name: str) -> ObjectFormat:
+    """By which hash a repository names its objects, as one of the names tells."""
+    return "sha1" if len(name) == 2 * SHA1_BYTES else "sha256"
+
+
+def object_name(content: bytes, names: ObjectFormat) -> str:
+    """The name of an object as git stores it, `type SP size NUL content`."""
+    return hashlib.new(names, content, usedforsecurity=False).hexdigest()
 
 
 def check_ref(name: str) -> str:

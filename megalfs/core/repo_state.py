@@ -4,7 +4,7 @@
     repo did:repo:z...            recomputed from root and creator, so nobody else can speak for it
     name tiny
     description A small one
-    root <sha-1>
+    root <object name>            SHA-1 or SHA-256; all names of one state are of one kind
     creator did:key:z6Mk...
     seq 3
     previous <sha-256 of the record before, or ->
@@ -14,7 +14,7 @@
     branch refs/heads/main
     delegate did:key:z6Mk...      keys that may push; sorted
     bundle <oid> <bytes>          to be applied in this order
-    ref <sha-1> refs/heads/main   sorted
+    ref <name> refs/heads/main    sorted
     signature <base64url>
 
 A lower sequence number is a rollback. The same one with another content proves that the creator said two
@@ -255,6 +255,8 @@ def _read(lines: _Lines) -> tuple[RepoState, bytes]:
     )
     signature = decode_signature(lines.one("signature"))
     lines.end()
+    if any(len(oid) != len(state.root) for oid in state.refs.values()):
+        raise UsageError(f"a state of {repo} with object names of two kinds")
     if state.repo != repo:
         raise PolicyError(f"a state of {repo} that its root and creator do not make")
     return state, signature

@@ -96,7 +96,7 @@ class RepoUrl:
 
     @classmethod
     def parse(cls, text: str) -> RepoUrl:
-        """Reads a URL; `repo` is a name, a repository id, or for kind `object` a SHA-1.
+        """Reads a URL; `repo` is a name, a repository id, or for kind `object` an object name.
 
         Raises:
             UsageError: anything that is none. What may be a password is not repeated.
@@ -146,7 +146,7 @@ def _path(path: str) -> tuple[Kind, str]:
             return "pack", _repo(name.removesuffix(".git"))
         case _:
             raise UsageError(
-                f"not a repository's path: {path[:80]!r}", hint="/name.git, /pack/name.git or /object/SHA-1"
+                f"not a repository's path: {path[:80]!r}", hint="/name.git, /pack/name.git or /object/NAME"
             )
 
 

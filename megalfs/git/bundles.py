@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from megalfs.core.refs import ObjectFormat
 from megalfs.core.repo_state import RepoState
 from megalfs.errors import IntegrityError, StoreError
 from megalfs.git.gitcmd import Setting, run_git
@@ -50,11 +51,11 @@ def has_objects(git_dir: Path, oids: Iterable[str]) -> list[str]:
     return [line.split()[0] for line in answer.splitlines() if not line.endswith(" missing")]
 
 
-def make_mirror(mirror: Path) -> None:
-    """A bare repository of ours, made when there is none."""
+def make_mirror(mirror: Path, names: ObjectFormat) -> None:
+    """A bare repository of ours, made when there is none; its objects are named as the owner's are."""
     if not (mirror / "HEAD").is_file():
         mirror.mkdir(mode=0o700, parents=True, exist_ok=True)
-        run_git(mirror, "init", "--quiet", "--bare", ".")
+        run_git(mirror, "init", "--quiet", "--bare", f"--object-format={names}", ".")
 
 
 def apply_bundles(mirror: Path, bundles: Sequence[Path], state: RepoState) -> None:

@@ -33,6 +33,7 @@ LINE_BYTES_MAX = 1 << 20
 CONFIG_BYTES_MAX = 64 << 10
 LOG_TAIL_BYTES = 2000
 CONFIG_NAME = ".megalfs.toml"
+SETTINGS = r"^(lfs\.storage|megalfs\..*|remote\..*\.(push)?url)$"  # of git, that the node wants to know
 KEPT = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM"}  # the user's, not one repository's
 # Where a node that listens on every address is reached from here.
 LOCAL = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -303,18 +304,14 @@ class Repository:
         if not self.context:
             common = os.path.abspath((git("rev-parse", "--git-common-dir") or ".git").rstrip("\n"))
             settings: dict[str, list[str]] = {}
-            listed = git("config", "--null", "--get-regexp", r"^(lfs\.storage|megalfs\..*)$") or ""
+            listed = git("config", "--null", "--get-regexp", SETTINGS) or ""
             for entry in listed.split("\0")[:-1]:
                 key, _, value = entry.partition("\n")
                 settings.setdefault(key, []).append(value)
             storage = os.path.expanduser(settings.pop("lfs.storage", ["lfs"])[-1])
+            storage = os.path.normpath(os.path.join(common, storage))
             text, where = repository_config()
-            self.context = {
-                "storage": os.path.normpath(os.path.join(common, storage)),
-                "git": settings,
-                "text": text,
-                "where": where,
-            }
+            self.context = {"storage": storage, "git": settings, "text": text, "where": where}
         return self.context
 
 
@@ -348,6 +345,7 @@ class Agent:
         self._wire = wire
         self._root = root
         self._repository = Repository()
+        self._remote = ""
         self._has_uploaded = False
 
     def run(self) -> None:
@@ -367,6 +365,7 @@ class Agent:
         if message.get("operation") not in ("download", "upload"):
             self._wire.send({"error": {"code": 2, "message": f"megalfs cannot do that: {message!r}"}})
             return
+        self._remote = str(message.get("remote") or "")
         self._wire.send({})
         # After the answer: a fork takes a millisecond that git-lfs need not wait for.
         if running_node(self._root) is None:
@@ -398,6 +397,7 @@ class Agent:
             "path": message.get("path"),
             "action": message.get("action"),
             "session": str(git_lfs_pid()),
+            "remote": self._remote,
             **context,
         }
         self._has_uploaded |= event == "upload"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from megalfs.core.signing import ManifestSignature
     from megalfs.git.lfs_client import LfsClient
     from megalfs.git.lfs_objects import Objects
+    from megalfs.git.lfs_remote import Remotes
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
     from megalfs.node.node import Node
@@ -51,8 +52,9 @@ class _Running:
 class Downloads:
     """All that agents of this user want."""
 
-    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient, remotes: Remotes) -> None:
         self._client = client
+        self._remotes = remotes
         self._node = node
         self._objects = objects
         self._is_browsing = False
@@ -76,6 +78,13 @@ class Downloads:
             async for count in self._pull(transfer):
                 yield {"bytes": count}
         raise StoreError(f"{transfer.oid} does not stay in the store")
+
+    async def hold(self, transfer: Transfer) -> None:
+        """Pulls an object for the node itself; returns at once when it is here. Raises as `run` does."""
+        blob = self._node.store.find(transfer.oid)
+        if blob is None or not blob.is_held:
+            async for _ in self._pull(transfer):
+                pass
 
     async def fetch(
         self, manifest: Manifest, signatures: Sequence[ManifestSignature], *, caller: bytes
@@ -127,7 +136,8 @@ class Downloads:
                 running.task.cancel()
 
     async def _begin(self, transfer: Transfer) -> _Running:
-        sources = await asyncio.to_thread(transfer.sources, self._node.settings)
+        told = await self._remotes.holders(transfer.remote_url(is_push=False), transfer.oid)
+        sources = await asyncio.to_thread(transfer.sources, self._node.settings, told)
         located, troubles = await ask_servers(
             self._client, sources.servers, transfer.oid, transfer.size, action=transfer.action
         )

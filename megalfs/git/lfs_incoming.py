@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import MANIFEST_BYTES_MAX, Manifest
@@ -14,7 +14,7 @@ from megalfs.errors import IntegrityError, SpaceError, UsageError
 from megalfs.store.files import map_os_errors, write_all
 
 if TYPE_CHECKING:
-    from aiohttp import StreamReader, web
+    from aiohttp import web
 
     from megalfs.core.signing import ManifestSignature
     from megalfs.git.lfs_objects import Objects
@@ -28,7 +28,14 @@ SIGNATURES_HEADER = "Megalfs-Signature"
 RESERVE_BYTES = 64 << 20  # left free for others, as a pull leaves it
 
 
-async def receive(content: StreamReader, oid: Oid, objects: Objects, *, size: int | None) -> None:
+class Body(Protocol):
+    """Of a request, or of a stream between nodes."""
+
+    async def read(self, count_max: int, /) -> bytes:
+        """Some bytes; none at the end."""
+
+
+async def receive(content: Body, oid: Oid, objects: Objects, *, size: int | None) -> None:
     """Takes a body in.
 
     Raises:
@@ -71,7 +78,7 @@ async def read_offer(request: web.Request) -> tuple[Manifest, tuple[ManifestSign
     return manifest, parse_signatures(request.headers.get(SIGNATURES_HEADER, "")), caller
 
 
-async def _write(content: StreamReader, fd: int, size: int | None) -> None:
+async def _write(content: Body, fd: int, size: int | None) -> None:
     _check_space(fd, size or 0)
     offset = 0
     while True:

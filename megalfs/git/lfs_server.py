@@ -17,6 +17,7 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -35,6 +36,7 @@ from megalfs.git.lfs_incoming import read_offer, receive
 from megalfs.git.lfs_lines import respond
 from megalfs.git.lfs_locks import LockedError, Locks
 from megalfs.git.lfs_objects import Objects
+from megalfs.git.lfs_shared import SharedLfs
 from megalfs.git.lfs_transfer import PEERS_HEADER
 from megalfs.git.lfs_users import Users, basic_login
 
@@ -90,10 +92,11 @@ def _json(document: object, status: int = 200, headers: dict[str, str] | None = 
 class LfsServer:
     """The routes; see the top of this file."""
 
-    def __init__(self, node: Node, downloads: Downloads, objects: Objects) -> None:
+    def __init__(self, node: Node, downloads: Downloads, objects: Objects, shared: SharedLfs) -> None:
         self._node = node
         self._downloads = downloads
         self._objects = objects
+        self._shared = shared
         self._users = Users(node.store.root)
         self._locks = Locks(objects.directory / "locks.sqlite")
         node.guard.logins.append(self._is_let_in)
@@ -166,11 +169,23 @@ class LfsServer:
         self._check_reader(request)
         if operation == "upload":
             self._writer(request)
+        else:
+            await asyncio.to_thread(self._take_shared, request.match_info["repo"], objects)
         transfers = body.get("transfers") or ["basic"]
         is_ours = isinstance(transfers, list) and "megalfs" in transfers
         answers = [self._object(request, entry, str(operation), is_ours=is_ours) for entry in objects]
         transfer = "megalfs" if is_ours else "basic"
         return _json({"transfer": transfer, "objects": answers, "hash_algo": "sha256"})
+
+    def _take_shared(self, repo: str, objects: list[object]) -> None:
+        """Objects of a repository that this node shares are served from now on."""
+        for entry in objects:
+            match entry:
+                case {"oid": str(text)}:
+                    with suppress(MegalfsError):
+                        self._shared.take_in(repo, Oid.parse(text))
+                case _:
+                    pass  # the answer says so
 
     def _object(
         self, request: web.Request, entry: object, operation: str, *, is_ours: bool

@@ -25,7 +25,14 @@ Scope = Literal["global", "system", "local"]
 
 AGENT = "megalfs"
 AGENT_URL = "https://megalfs.invalid/"
-_PARTS = (f"lfs.customtransfer.{AGENT}", f"lfs.{AGENT_URL}", "lfs.megalfs::")
+# git-lfs takes p2p:// for a host of ssh, but leaves URLs of remote helpers alone; git runs the same helper for both.
+_SCHEMES = ("p2p://", "mega://", "megalfs://")
+_PARTS = (
+    f"lfs.customtransfer.{AGENT}",
+    f"lfs.{AGENT_URL}",
+    "lfs.megalfs::",
+    *(f"url.megalfs::{scheme}" for scheme in _SCHEMES),
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 
 
@@ -55,13 +62,15 @@ def git(*argv: str, cwd: Path | None = None) -> str:
 
 def _wanted() -> Mapping[str, str]:
     """Keys and values of an installation. The path is quoted by git-lfs, the arguments are read by a shell."""
-    agent, by_url, by_scheme = _PARTS
+    agent, by_url, by_scheme, *aliases = _PARTS
     return {
         f"{agent}.path": sys.executable,
         f"{agent}.args": f"-I -S {shlex.quote(str(stub_path()))}",
         f"{agent}.concurrent": "true",
         f"{by_url}.standalonetransferagent": AGENT,
         f"{by_scheme}.standalonetransferagent": AGENT,
+        f"{by_scheme}.locksverify": "false",  # there are no locks without a server
+        **{f"{alias}.insteadof": scheme for alias, scheme in zip(aliases, _SCHEMES, strict=True)},
     }
 
 

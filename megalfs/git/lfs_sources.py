@@ -143,6 +143,7 @@ def find_sources(
     where: str,
     *,
     hints: Sequence[HostPort] = (),
+    told: Sequence[HostPort] = (),
 ) -> Sources:
     """Puts together whom to ask. Blocks: names are resolved.
 
@@ -150,19 +151,20 @@ def find_sources(
         git: the values of `megalfs.*` in git's own configuration (never `.lfsconfig`), which the user wrote.
         text: of the repository's `.megalfs.toml`, and `where` that was found.
         hints: peers that an LFS server of the user's own named.
+        told: who holds the repository, as the peer says that the user's p2p:// remote names by its key.
 
     Raises:
         UsageError: some value is no peer or URL.
     """
-    for hint in hints:
-        _check_host(hint.host)
+    for each in (*hints, *told):
+        _check_host(each.host)
     own_peers = [
         *settings.peers,
         *(HostPort.parse(v, default_port=DEFAULT_PORT) for v in git.get("megalfs.peer", ())),
     ]
     own_trackers = [*settings.trackers, *map(parse_http_url, git.get("megalfs.tracker", ()))]
     theirs = RepositoryFile.parse(text) if text else RepositoryFile()
-    own = {str(peer) for peer in own_peers} | {urlsplit(url).netloc for url in own_trackers}
+    own = {str(peer) for peer in (*own_peers, *told)} | {urlsplit(url).netloc for url in own_trackers}
     named = {str(peer) for peer in (*theirs.peers, *hints)} | {
         urlsplit(url).netloc for url in theirs.trackers
     }
@@ -176,12 +178,13 @@ def find_sources(
         _listed("peers", theirs.peers, where),
         _listed("trackers", theirs.trackers, where),
         _listed("peers", hints, "the LFS server"),
+        _listed("peers", told, "the p2p remote"),
         _listed("server", own_servers, "your configuration"),
         _listed("server", theirs.servers, where),
         _listed("key", sorted(map(str, keys)), "your configuration"),
     ]
     return Sources(
-        peers=tuple(dict.fromkeys((*own_peers, *theirs.peers, *hints))),
+        peers=tuple(dict.fromkeys((*own_peers, *told, *theirs.peers, *hints))),
         trackers=tuple(dict.fromkeys((*own_trackers, *theirs.trackers))),
         strangers=frozenset(named - own),
         stranger_trackers=tuple(url for url in theirs.trackers if url not in own_trackers),

@@ -58,6 +58,13 @@ class Transfer:
     git: Mapping[str, Sequence[str]]
     text: str
     where: str
+    remote: str = ""
+
+    @classmethod
+    def from_peers(cls, oid: Oid, size: int, storage: Path, peers: Sequence[HostPort]) -> Transfer:
+        """One that a node does for itself: the object comes from `peers`."""
+        action = Action("", {PEERS_HEADER: ", ".join(map(str, peers))})
+        return cls(oid, size, storage, None, action, session="", git={}, text="", where="")
 
     @classmethod
     def parse(cls, body: Mapping[str, object]) -> Transfer:
@@ -87,10 +94,16 @@ class Transfer:
                     git=git,
                     text=text,
                     where=where,
+                    remote=str(body.get("remote") or ""),
                 )
         raise UsageError(f"not a transfer: {str(dict(body))[:200]}")
 
-    def sources(self, settings: Settings) -> Sources:
-        """Whom to ask for it. Blocks; raises UsageError."""
+    def remote_url(self, *, is_push: bool) -> str:
+        """The URL of the git remote: git-lfs tells its name, or the URL itself where it has none."""
+        keys = ([f"remote.{self.remote}.pushurl"] if is_push else []) + [f"remote.{self.remote}.url"]
+        return next((self.git[key][-1] for key in keys if self.git.get(key)), self.remote)
+
+    def sources(self, settings: Settings, told: Sequence[HostPort] = ()) -> Sources:
+        """Whom to ask for it; `told` are those of a p2p:// remote. Blocks; raises UsageError."""
         hints = self.action.hints if self.action is not None else []
-        return find_sources(settings, self.git, self.text, self.where, hints=hints)
+        return find_sources(settings, self.git, self.text, self.where, hints=hints, told=told)

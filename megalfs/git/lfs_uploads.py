@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from megalfs.git.lfs_objects import Objects
+    from megalfs.git.lfs_remote import Remotes
     from megalfs.git.lfs_sources import Sources
     from megalfs.git.lfs_transfer import Transfer
     from megalfs.node.node import Node
@@ -78,8 +79,9 @@ class _Reached:
 class Uploads:
     """What agents of this user push."""
 
-    def __init__(self, node: Node, objects: Objects, client: LfsClient) -> None:
+    def __init__(self, node: Node, objects: Objects, client: LfsClient, remotes: Remotes) -> None:
         self._node = node
+        self._remotes = remotes
         self._client = client
         self._objects = objects
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
@@ -171,7 +173,8 @@ class Uploads:
                 uploads.append(await self._client.upload_to(home, oid, size))
         for upload in filter(None, uploads):
             await Delivery(self._node, self._client, reached=reached.deliver).run(upload, oid, size, path)
-        return reached.has_home
+        is_at_remote = await self._remotes.push(transfer.remote_url(is_push=True), oid, size, path)
+        return is_at_remote or reached.has_home
 
     async def _fill(self, bucket: Bucket, oid: Oid, size: int, path: Path, reached: _Reached) -> None:
         """Brings an object to a bucket that has it not."""

@@ -1,8 +1,11 @@
 """What the remote helper asks the node of its own user, over a Unix socket in the root.
 
-helper: {"url": "p2p://...", "service": "git-upload-pack"}
-node:   {"ok": true, "notes": [...]}   then git's bytes, both ways
+helper: {"url": "p2p://...", "service": "git-upload-pack", "bundles": true}
+node:   {"busy": true}                                     every few seconds, while it fetches
+        {"ok": true, "notes": [...], "bundles": [PATH...]}   then git's bytes, both ways
         {"error": "...", "hint": "..."}
+
+`bundles`: the repository is new, so that history may come from the swarm first (first_clone.py).
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import contextlib
 import json
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.core.repoid import RepoUrl
 from megalfs.errors import MegalfsError, NotFoundError, RemoteProtocolError, TemporaryError
-from megalfs.git.pipes import LinkPipe, StreamPipe, splice
+from megalfs.git.pipes import LinkPipe, StreamPipe, busily, splice
 from megalfs.git.remote_helper import SERVICES, SOCKET_NAME
 from megalfs.git.serving import GitServing
 
@@ -80,7 +84,7 @@ class LocalApi:
             url, service = RepoUrl.parse(str(request["url"])), str(request["service"])
             if service not in SERVICES:
                 raise RemoteProtocolError(f"no service {service!r}")
-            await self._serve(url, service, reader, writer)
+            await self._serve(url, service, reader, writer, is_new=request.get("bundles") is True)
         except MegalfsError as error:
             _answer(writer, {"error": str(error), "hint": error.hint})
         except (OSError, ValueError, KeyError, TypeError, TimeoutError) as error:
@@ -91,7 +95,13 @@ class LocalApi:
                 writer.close()
 
     async def _serve(
-        self, url: RepoUrl, service: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        url: RepoUrl,
+        service: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        is_new: bool,
     ) -> None:
         helper = StreamPipe(reader, writer)
         if url.me is not None and url.me != self._p2p.key:
@@ -106,6 +116,7 @@ class LocalApi:
             if service == "git-receive-pack":
                 await self._sync.pushed(repo)
             return
+        bundles = await self._bundles(url, writer) if is_new else []
         try:
             remote = await self._p2p.open(url.peer, service, url.repo, addresses=url.addresses, via=url.via)
         except TemporaryError as unreachable:
@@ -117,11 +128,23 @@ class LocalApi:
             await self._serve_copy(url, service, helper, writer, unknown)
             return
         try:
-            _answer(writer, {"ok": True})
+            notes = ["history comes from the swarm, what is newer from its owner"] if bundles else []
+            _answer(writer, {"ok": True, "notes": notes, "bundles": [str(path) for path in bundles]})
             await splice(helper, LinkPipe(remote.stream))
             await remote.stream.finish()
+        except TemporaryError as error:  # the helper cannot be told any more: its stream is git's by now
+            log.warning("%s of %s from %s broke off: %s", service, url.repo, url.peer, error)
         finally:
             await remote.close()
+
+    async def _bundles(self, url: RepoUrl, writer: asyncio.StreamWriter) -> list[Path]:
+        """History as files; where that fails git's protocol brings all of it."""
+        try:
+            work = self._sync.bundles_of(url.peer, url.repo)
+            return await busily(work, lambda: _say_busy(writer))
+        except MegalfsError as error:
+            log.warning("no bundles of %s: %s", url.repo, error)
+            return []
 
     async def _serve_copy(
         self,
@@ -138,13 +161,18 @@ class LocalApi:
         """
         if service != "git-upload-pack":
             raise reason
-        copy = await self._sync.copy_of(url.peer, url.repo)
+        copy = await busily(self._sync.copy_of(url.peer, url.repo), lambda: _say_busy(writer))
         if copy is None:
             raise reason
         repo, seq = copy
         note = f"{url.peer.peer_id} is away; this is its signed state {seq} from other nodes"
         _answer(writer, {"ok": True, "notes": [note]})
         await self._serving.serve(repo, service, helper, peer=self._p2p.key)
+
+
+async def _say_busy(writer: asyncio.StreamWriter) -> None:
+    _answer(writer, {"busy": True})
+    await writer.drain()
 
 
 def _answer(writer: asyncio.StreamWriter, fields: dict[str, object]) -> None:

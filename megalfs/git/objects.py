@@ -1,7 +1,7 @@
-"""Single git objects of shared repositories, as git stores them: `type SP size NUL content`, so SHA-1 names them.
+"""Single git objects of shared repositories, as git stores them: `type SP size NUL content`, whose hash names them.
 
 Only what shared refs reach is served. Which objects those are is listed once for every set of refs and kept as
-one sorted string of names, 20 bytes each: a million of them are 20 MB.
+one sorted string of names, 20 bytes each (32 of SHA-256): a million of them are 20 MB.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.refs import format_refs, parse_commit
+from megalfs.core.refs import SHA1_BYTES, format_refs, object_format, object_name, parse_commit
 from megalfs.core.repoid import RepoUrl
 from megalfs.errors import (
     IntegrityError,
@@ -25,9 +25,8 @@ from megalfs.errors import (
 )
 from megalfs.git.gitcmd import run_git
 from megalfs.git.repos import shared_refs
-from megalfs.net.link import FRAME_BYTES_MAX, Carrier, Stream
-from megalfs.net.link_quic import QuicCarrier
-from megalfs.net.link_tls import TlsCarrier
+from megalfs.net.dialling import open_stream
+from megalfs.net.link import FRAME_BYTES_MAX, Stream
 
 if TYPE_CHECKING:
     from megalfs.store.repos import Repo, Repos
@@ -37,7 +36,6 @@ __all__ = ["ObjectList", "SharedObjects", "fetch_object"]
 
 OBJECT_BYTES_MAX = 1 << 30
 LISTS_MAX = 16  # repositories whose objects are listed in memory
-NAME_BYTES = 20
 
 
 class ObjectList:
@@ -45,9 +43,10 @@ class ObjectList:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = b"".join(bytes.fromhex(name) for name in sorted(names))
+        self._name_bytes = len(names[0]) // 2 if names else SHA1_BYTES
 
     def __len__(self) -> int:
-        return len(self._names) // NAME_BYTES
+        return len(self._names) // self._name_bytes
 
     def __contains__(self, name: str) -> bool:
         return self.after(name, 1, is_included=True) == [name]
@@ -66,7 +65,7 @@ class ObjectList:
         return [self._at(index).hex() for index in range(low, min(low + count, len(self)))]
 
     def _at(self, index: int) -> bytes:
-        return self._names[index * NAME_BYTES : (index + 1) * NAME_BYTES]
+        return self._names[index * self._name_bytes : (index + 1) * self._name_bytes]
 
 
 class SharedObjects:
@@ -105,7 +104,7 @@ class SharedObjects:
         """One object as git stores it.
 
         Raises:
-            UsageError: not 40 hex digits.
+            UsageError: no object name.
             NotFoundError: no shared ref of any repository here reaches such an object.
         """
         parse_commit(name)
@@ -147,30 +146,20 @@ async def fetch_object(root: Root, repos: Repos, text: str) -> bytes:
     """
     url = RepoUrl.parse(text)
     if url.kind != "object":
-        raise UsageError(f"not the URL of an object: {text[:200]!r}", hint="p2p://KEY/object/SHA-1")
+        raise UsageError(f"not the URL of an object: {text[:200]!r}", hint="p2p://KEY/object/NAME")
     node = repos.node(url.peer)
     private = root.load_or_create_key()
-    carrier: Carrier = QuicCarrier(private) if url.via == "quic" else TlsCarrier(private)
-    failure: MegalfsError = NotFoundError(
-        f"no address of {url.peer.peer_id} is known", hint="?addr=HOST:PORT"
-    )
-    for address in [*url.addresses, *(node.addresses if node else ())]:
-        try:
-            link = await carrier.dial(address, url.peer)
-        except MegalfsError as error:
-            failure = error
-            continue
-        try:
-            stream = await link.open("object", url.repo)
-            content = b""
-            while frame := await stream.receive():
-                content += frame
-                if len(content) > OBJECT_BYTES_MAX + 64:
-                    raise RemoteProtocolError("an object that is too long")
-            await stream.finish()
-        finally:
-            await link.close()
-        if hashlib.sha1(content, usedforsecurity=False).hexdigest() != url.repo:
-            raise IntegrityError(f"{url.peer.peer_id} sent another object than {url.repo}")
-        return content
-    raise failure
+    addresses = [*url.addresses, *(node.addresses if node else ())]
+    remote = await open_stream(private, url.peer, "object", url.repo, addresses=addresses, via=url.via)
+    try:
+        content = b""
+        while frame := await remote.stream.receive():
+            content += frame
+            if len(content) > OBJECT_BYTES_MAX + 64:
+                raise RemoteProtocolError("an object that is too long")
+        await remote.stream.finish()
+    finally:
+        await remote.close()
+    if object_name(content, object_format(url.repo)) != url.repo:
+        raise IntegrityError(f"{url.peer.peer_id} sent another object than {url.repo}")
+    return content

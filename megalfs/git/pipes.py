@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 from megalfs.errors import MegalfsError, TemporaryError
 from megalfs.net.link import Stream
 
-__all__ = ["LinkPipe", "Pipe", "StreamPipe", "splice"]
+__all__ = ["BUSY_S", "LinkPipe", "Pipe", "StreamPipe", "busily", "splice"]
 
 BLOCK_BYTES = 128 << 10
+BUSY_S = 5.0
+T = TypeVar("T")
 
 
 class Pipe(Protocol):
@@ -64,6 +66,17 @@ class StreamPipe:
         with contextlib.suppress(OSError, RuntimeError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
+
+
+async def busily(work: Awaitable[T], say: Callable[[], Awaitable[None]]) -> T:
+    """What `work` gives; meanwhile `say` is called every few seconds, so that who waits knows that it goes on."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=BUSY_S))[0]:
+            await say()
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def splice(client: Pipe, server: Pipe, *, sent: Callable[[int], None] | None = None) -> None:

@@ -5,6 +5,7 @@ A crash between the steps costs nothing: the next look finds the refs still unli
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from megalfs.store.blobs import Store
 
 __all__ = ["publish_repository"]
+
+log = logging.getLogger(__name__)
 
 STATE_LIFE_S = 366 * 86400  # a repository that nobody touches is followed for a year
 RENEW_S = 30 * 86400
@@ -94,6 +97,7 @@ def _bundle(
         if after == found:
             if has_new:
                 blob = publish(store, path, is_signed=True)
+                log.info("made the bundle %s of %s: %d bytes", blob.oid, repo.id, blob.size)
                 bundles = (*bundles, BundleRef(blob.oid, blob.size))
             return found, bundles
         found = after

@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -23,7 +23,6 @@ from megalfs.errors import MegalfsError, TemporaryError, UsageError
 
 if TYPE_CHECKING:
     from megalfs.core.repoid import RepoUrl
-    from megalfs.git.pipes import StreamPipe
 
 __all__ = ["SOCKET_NAME", "connect_socket", "entry", "main", "read_line"]
 
@@ -66,15 +65,21 @@ def _converse(url: str) -> int:
     parsed = RepoUrl.parse(url)
     if parsed.kind == "object":
         raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {parsed}")
+    options: dict[str, str] = {}
     while line := read_line(lambda: os.read(0, 1)):
         word, _, rest = line.partition(" ")
         if word == "capabilities":
-            os.write(1, b"connect\n\n")
+            os.write(1, b"option\nconnect\n\n")
         elif word == "connect" and rest in SERVICES:
-            _connect(url, parsed, rest)
+            _connect(url, parsed, rest, options)
             return 0
-        else:  # `option servpath` carries the user's --upload-pack verbatim: it goes nowhere
-            os.write(1, b"unsupported\n" if word == "option" else b"fallback\n")
+        elif (
+            word == "option"
+        ):  # git does all of them by itself; `servpath`, a user's --upload-pack, goes nowhere
+            name, _, options[name] = rest.partition(" ")
+            os.write(1, b"unsupported\n")
+        else:
+            os.write(1, b"fallback\n")
     return 0
 
 
@@ -95,15 +100,26 @@ def read_line(read_octet: Callable[[], bytes]) -> str:
     return line.decode(errors="replace").rstrip("\n")
 
 
-def _connect(url: str, parsed: RepoUrl, service: str) -> None:
+def _connect(url: str, parsed: RepoUrl, service: str, options: Mapping[str, str]) -> None:
     home = _root_path()
     connection = connect_socket(_socket_path(home))
     if connection is None:
-        _connect_directly(home, parsed, service)
+        from megalfs.git.direct import connect_directly
+
+        connect_directly(home, parsed, service)
         return
+    from megalfs.git.first_clone import FirstClone
+
+    first = FirstClone.find(os.environ.get("GIT_DIR"), options) if service == "git-upload-pack" else None
     with connection:
-        connection.sendall(json.dumps({"url": url, "service": service}).encode() + b"\n")
-        _check_answer(connection)
+        request = {"url": url, "service": service, "bundles": first is not None}
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        bundles = _check_answer(connection)
+        if first is not None and bundles:
+            with first.holding(bundles):
+                os.write(1, b"\n")
+                _splice(connection)
+            return
         os.write(1, b"\n")
         _splice(connection)
 
@@ -140,24 +156,27 @@ def connect_socket(path: Path | None) -> socket.socket | None:
     return connection
 
 
-def _check_answer(connection: socket.socket) -> None:
-    """Reads the node's line, byte by byte: what follows it is the peer's.
+def _check_answer(connection: socket.socket) -> list[Path]:
+    """Reads the node's lines, byte by byte: what follows the last one is the peer's. Returns bundles to begin with.
 
     Raises:
         MegalfsError: what the node says went wrong.
     """
+    answer: dict[str, object] = {"busy": True}
     connection.settimeout(ANSWER_S_MAX)
-    try:
-        answer = json.loads(read_line(lambda: connection.recv(1)) or "{}")
-    except (TimeoutError, ValueError) as error:
-        raise TemporaryError("the node of this root does not answer") from error
+    while answer.get("busy"):
+        try:
+            answer = json.loads(read_line(lambda: connection.recv(1)) or "{}")
+        except (TimeoutError, ValueError) as error:
+            raise TemporaryError("the node of this root does not answer") from error
     connection.settimeout(None)
-    for note in answer.get("notes", ()):
+    notes, bundles = (answer.get(name) for name in ("notes", "bundles"))
+    for note in notes if isinstance(notes, list) else ():
         _say(str(note))
     if not answer.get("ok"):
-        raise TemporaryError(
-            str(answer.get("error", "the node of this root hung up")), hint=answer.get("hint") or None
-        )
+        hint, reason = answer.get("hint"), answer.get("error", "the node of this root hung up")
+        raise TemporaryError(str(reason), hint=str(hint) if hint else None)
+    return [Path(str(path)) for path in bundles] if isinstance(bundles, list) else []
 
 
 def _splice(connection: socket.socket) -> None:
@@ -180,76 +199,6 @@ def _write_all(fd: int, block: bytes) -> None:
     view = memoryview(block)
     while view:
         view = view[os.write(fd, view) :]
-
-
-# --- without a node ------------------------------------------------------------------------------------------
-
-
-def _connect_directly(home: Path, url: RepoUrl, service: str) -> None:
-    """Dials with this root's key, or with one for this once: a public clone needs no identity."""
-    import asyncio
-    import secrets
-
-    from megalfs.core.signing import SigningKey
-    from megalfs.errors import NotFoundError
-    from megalfs.store.root import Root
-
-    try:
-        private = Root.open(home, create=False).load_key()
-    except NotFoundError:
-        private = None
-    private = private or SigningKey(secrets.token_bytes(32))
-    if url.me is not None and url.me != private.public:
-        raise NotFoundError(
-            f"the key {url.me.peer_id} is not the one of {str(home)!r}", hint="megalfs auth show"
-        )
-    if not url.addresses:
-        raise NotFoundError(
-            f"no node runs on {str(home)!r} that could know where {url.peer.peer_id} is",
-            hint="megalfs node start, or ?addr=HOST:PORT in the URL",
-        )
-    asyncio.run(_dial_and_splice(private, url, service))
-
-
-async def _dial_and_splice(private: object, url: RepoUrl, service: str) -> None:
-    from megalfs.core.signing import SigningKey
-    from megalfs.git.pipes import LinkPipe, splice
-    from megalfs.net.link import Carrier
-    from megalfs.net.link_quic import QuicCarrier
-    from megalfs.net.link_tls import TlsCarrier
-
-    assert isinstance(private, SigningKey)
-    carrier: Carrier = QuicCarrier(private) if url.via == "quic" else TlsCarrier(private)
-    failure: MegalfsError = TemporaryError(f"cannot reach {url.peer.peer_id}")
-    for address in url.addresses:
-        try:
-            link = await carrier.dial(address, url.peer)
-        except MegalfsError as error:
-            failure = error
-            continue
-        try:
-            stream = await link.open(service, url.repo)
-            os.write(1, b"\n")
-            await splice(await _standard_streams(), LinkPipe(stream))
-            await stream.finish()
-        finally:
-            await link.close()
-        return
-    raise failure
-
-
-async def _standard_streams() -> StreamPipe:
-    import asyncio
-
-    from megalfs.git.pipes import StreamPipe
-
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit=1 << 20)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(0, "rb", 0))
-    transport, protocol = await loop.connect_write_pipe(
-        asyncio.streams.FlowControlMixin, os.fdopen(1, "wb", 0)
-    )
-    return StreamPipe(reader, asyncio.StreamWriter(transport, protocol, None, loop))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +10,8 @@ from aiohttp import web
 
 from megalfs.core.repoid import RepoId
 from megalfs.errors import MegalfsError
+from megalfs.git.lfs_links import LfsLinks
+from megalfs.git.lfs_service import LfsService
 from megalfs.git.local_api import LocalApi
 from megalfs.git.objects import SharedObjects
 from megalfs.git.repo_sync import RepoSync
@@ -27,8 +28,17 @@ if TYPE_CHECKING:
 __all__ = ["RepoLayer", "repo_layer"]
 
 
+class _GossipLinks:
+    """As `lfs_remote.Links`."""
+
+    def __init__(self, p2p: P2p, sync: RepoSync) -> None:
+        self.open = p2p.open
+        self.http_addresses = p2p.http_addresses
+        self.holders_of = sync.holders_of
+
+
 class RepoLayer:
-    """As `node.service.Service`."""
+    """As `node.service.Service`; with that of git-lfs, whose objects the repositories' remotes lead to."""
 
     def __init__(self, node: Node, options: P2pOptions) -> None:
         self._node = node
@@ -40,12 +50,15 @@ class RepoLayer:
         self._local = LocalApi(root, self.repos, self.p2p, self.serving, self.sync)
         for service in SERVICES:
             self.p2p.register(service, self.serving.handle)
+        self.lfs = LfsService(node, self.repos, _GossipLinks(self.p2p, self.sync))
+        LfsLinks(self.lfs, self.repos, self.p2p, self.serving, self.sync)
         self.objects = SharedObjects(self.repos)
         self.p2p.register("object", self.objects.handle)
 
     def routes(self) -> Sequence[web.AbstractRouteDef]:
         """Repositories for everybody; what is local needs the root's token."""
         return [
+            *self.lfs.routes(),
             *SmartHttp(self.repos, self.serving, self.objects).routes(),
             web.get("/v1/local/p2p/nodes", self._nodes),
             web.post("/v1/local/p2p/wake", self._wake),
@@ -54,6 +67,7 @@ class RepoLayer:
 
     async def start(self) -> None:
         """Listens, then says what it has."""
+        await self.lfs.start()
         await self.p2p.start()
         await self.sync.start()
         await self._local.start()
@@ -61,6 +75,7 @@ class RepoLayer:
     async def close(self) -> None:
         """In the opposite order."""
         await self._local.close()
+        await self.lfs.close()
         await self.sync.close()
         await self.p2p.close()
         self.repos.close()
@@ -82,7 +97,7 @@ class RepoLayer:
                 "neighbour": node.key in neighbours,
                 "stale": now - node.updated_at > stale_s,
             }
-            for node in await asyncio.to_thread(self.p2p.nodes)
+            for node in self.p2p.nodes()
         ]
         counters = dict(self.p2p.gossip.gossip.counters)
         address = str(self.p2p.address) if self.p2p.address else ""

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from megalfs.core.announcements import FileBody, NodeBody, RepoBody
 from megalfs.core.gossip import Learned
 from megalfs.core.identity import NodeKey
-from megalfs.core.repo_state import BundleRef, RepoState, SignedState, Verdict, judge
+from megalfs.core.refs import object_format
+from megalfs.core.repo_state import RepoState, SignedState, Verdict, judge
 from megalfs.core.repoid import RepoId
 from megalfs.errors import (
-    IntegrityError,
     MegalfsError,
     NotFoundError,
     PolicyError,
@@ -29,11 +29,11 @@ from megalfs.errors import (
     TemporaryError,
 )
 from megalfs.formats.hostport import HostPort
+from megalfs.git.bundle_sources import BundleSources
 from megalfs.git.bundle_transfer import BundleTransfer
 from megalfs.git.bundles import apply_bundles, make_mirror
 from megalfs.git.publishing import publish_repository
 from megalfs.git.repos import refs_stamp
-from megalfs.node.pull import Pull, PullRequest
 from megalfs.store.repos import Repo
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ __all__ = ["RepoSync"]
 log = logging.getLogger(__name__)
 
 ASKED_MAX = 3  # peers whose newest state a newcomer compares
-SWARM_WAIT_S = 5.0
+# A bundle of 100 MB takes half a second more than `connect` from an owner who is near, and half as long as from one
+# whose uplink is thin as soon as one other node has it: worth it for what takes seconds.
+BUNDLES_BYTES_MIN = 16 << 20
 LOOK_ANYWAY_S = 86400.0
 REPOS_MAX = 20_000  # what strangers can make us list
 RETRY_S_MIN, RETRY_S_MAX = 2.0, 600.0
@@ -60,6 +62,7 @@ class RepoSync:
         self._repos = repos
         self._p2p = p2p
         self._transfer = BundleTransfer(node.store, repos, p2p)
+        self.sources = BundleSources(node, repos, p2p, self._transfer, self._blame)
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: dict[RepoId, asyncio.Lock] = {}
@@ -193,6 +196,10 @@ class RepoSync:
 
     async def _heard_of(self, body: RepoBody, creator: NodeKey) -> None:
         """An owner's announcement: what we did not know is shown; what we follow and is newer is fetched."""
+        async with self._lock(body.repo):
+            await self._heard_of_locked(body, creator)
+
+    async def _heard_of_locked(self, body: RepoBody, creator: NodeKey) -> None:
         known = await asyncio.to_thread(self._repos.find, body.repo)
         if body.is_removed:
             if known is not None and known.is_external and not known.path:
@@ -211,6 +218,7 @@ class RepoSync:
                 is_followed=self._is_followed(creator),
             )
             await asyncio.to_thread(self._repos.add, found)
+            log.info("heard of %s: %s of %s", body.repo, body.name, creator)
         if known is not None and known.is_followed:
             self._wake.set()
 
@@ -255,6 +263,8 @@ class RepoSync:
         if verdict is Verdict.FOLLOWS:
             await asyncio.to_thread(self._repos.put_state, signed)
             row = await asyncio.to_thread(self._repos.find, repo)
+            if row is None:
+                log.info("heard of %s: %s of %s", repo, signed.state.name, signed.state.creator)
             if row is None or row.is_external:
                 await asyncio.to_thread(self._repos.learn, signed)
                 if self._is_followed(signed.state.creator):
@@ -320,22 +330,44 @@ class RepoSync:
 
     async def copy_of(self, creator: NodeKey, name: str) -> tuple[Repo, int] | None:
         """Our copy of somebody's repository, brought up to date from others; None when nobody knows of it."""
-        rows = [
-            repo
-            for repo in await asyncio.to_thread(self._repos.all)
-            if repo.is_external and repo.creator == creator and name in {repo.name, str(repo.id)}
-        ]
-        if len(rows) != 1:
+        repo = self._repos.copy_named(creator, name)
+        if repo is None:
             return None
-        row, signed = await self.bring(rows[0].id)
+        row, signed = await self.bring(repo.id)
         return row, signed.state.seq
+
+    def holders_of(self, creator: NodeKey, name: str) -> tuple[HostPort, ...]:
+        """Swarm addresses of who has somebody's repository; of himself when we know nobody else."""
+        repo = self._repos.copy_named(creator, name)
+        return self.sources.swarm_of(repo.id) if repo else self.sources.addresses([creator])
+
+    async def bundles_of(self, creator: NodeKey, name: str) -> list[Path]:
+        """The bundles of somebody's repository, from the swarm; none where `connect` alone is as good.
+
+        Raises:
+            MegalfsError: those who said that they have them did not give them.
+        """
+        repo = self._repos.copy_named(creator, name)
+        states = await asyncio.to_thread(self._repos.states, repo.id) if repo else []
+        if repo is None or len(states) != 1:
+            return []
+        bundles = states[0].state.bundles
+        is_big = sum(bundle.size for bundle in bundles) >= BUNDLES_BYTES_MIN
+        missing = [bundle for bundle in bundles if not self.sources.is_held(bundle)]
+        if not is_big or (missing and not set(self.sources.holders(repo.id)) - {creator}):
+            return []
+        async with self._lock(repo.id):
+            for bundle in missing:
+                await self.sources.fetch(repo.id, bundle)
+        self._announce(repo, states)
+        return [self.sources.place_of(bundle) for bundle in bundles]
 
     async def _ask_around(self, repo: RepoId) -> None:
         """Asks a few peers for their newest state and takes the highest; writes down who has an older one."""
         states = await asyncio.to_thread(self._repos.states, repo)
         top = max((each.state.seq for each in states), default=0)
         heads: dict[NodeKey, SignedState] = {}
-        for peer in self._holders(repo)[:ASKED_MAX]:
+        for peer in self.sources.holders(repo)[:ASKED_MAX]:
             try:
                 answer = await self._transfer.ask_states(peer, repo, top)
             except (PolicyError, RemoteProtocolError) as error:
@@ -351,19 +383,6 @@ class RepoSync:
         for peer, head in heads.items():
             if top <= head.state.seq < highest:
                 await self._blame(peer, repo, "served an older state")
-
-    def _holders(self, repo: RepoId) -> list[NodeKey]:
-        """Who says that he has the repository: its owner first, then those with the newest bundles."""
-        gossip = self._p2p.gossip.gossip
-        files = [
-            (each.body.seq, each.key)
-            for each in gossip.known("file")
-            if isinstance(each.body, FileBody) and each.body.repo == repo
-        ]
-        owners = [each.key for each in gossip.known("repo") if each.subject == str(repo)]
-        row = self._repos.find(repo)
-        keys = [*owners, *([row.creator] if row else []), *(key for _, key in sorted(files, reverse=True))]
-        return [key for key in dict.fromkeys(keys) if key != self._p2p.key]
 
     async def _bring(self, repo: RepoId, *, is_asked: bool) -> tuple[Repo, SignedState]:
         async with self._lock(repo):
@@ -393,70 +412,18 @@ class RepoSync:
             return row, signed
 
     async def _fetch_and_apply(self, row: Repo, state: RepoState, *, is_asked: bool) -> None:
-        wanted = [bundle for bundle in state.bundles if not self._is_held(bundle)]
+        wanted = [bundle for bundle in state.bundles if not self.sources.is_held(bundle)]
         size = sum(bundle.size for bundle in wanted)
         if size > self._node.settings.sync_bytes_max and not is_asked:
             raise SpaceError(f"its bundles have {size} bytes, more than sync_bytes_max allows unasked")
         for bundle in wanted:
-            await self._fetch(row.id, bundle)
+            await self.sources.fetch(row.id, bundle)
         mirror = self._repos.mirror(row.id)
-        paths = [self._place_of(bundle) for bundle in state.bundles]
-        await asyncio.to_thread(make_mirror, mirror)
+        paths = [self.sources.place_of(bundle) for bundle in state.bundles]
+        await asyncio.to_thread(make_mirror, mirror, object_format(state.root))
         await asyncio.to_thread(apply_bundles, mirror, paths, state)
         await asyncio.to_thread(self._repos.set_copy, row.id, mirror, state.refs)
         log.info("%s is at state %d of %s", row.name, state.seq, row.creator)
-
-    def _is_held(self, bundle: BundleRef) -> bool:
-        blob = self._node.store.find(bundle.oid)
-        return blob is not None and blob.is_held
-
-    def _place_of(self, bundle: BundleRef) -> Path:
-        blob = self._node.store.find(bundle.oid)
-        if blob is None or not blob.places:
-            raise TemporaryError(f"the bundle {bundle.oid} is not here")
-        return blob.places[0].path
-
-    async def _fetch(self, repo: RepoId, bundle: BundleRef) -> None:
-        """A bundle from the swarm; where no swarm port is reached, over a link from whoever has it.
-
-        Raises:
-            MegalfsError: of the last one who was asked.
-        """
-        path = self._repos.bundle_path(str(bundle.oid))
-        holders = self._holders(repo)
-        request = PullRequest(
-            oid=bundle.oid,
-            target=path,
-            name=path.name,
-            size=bundle.size,
-            peers=self._swarm_addresses(holders),
-            trackers=self._node.settings.trackers,
-            may_replace=lambda: True,
-            wait_peers_s=SWARM_WAIT_S,
-        )
-        failure: MegalfsError = TemporaryError(f"nobody who has {path.name} is known")
-        if request.peers or request.trackers:
-            try:
-                await Pull(self._node, request).run()
-                return
-            except MegalfsError as error:
-                failure = error
-        for peer in holders:
-            try:
-                await self._transfer.fetch_bundle(peer, repo, bundle, path)
-            except (IntegrityError, RemoteProtocolError) as error:
-                await self._blame(peer, repo, "sent a bundle that is not the one of the state")
-                failure = error
-            except MegalfsError as error:
-                failure = error
-            else:
-                await asyncio.to_thread(self._node.store.adopt_bare, path, bundle.oid)
-                return
-        raise failure
-
-    def _swarm_addresses(self, holders: Sequence[NodeKey]) -> tuple[HostPort, ...]:
-        http = {node.key: node.http for node in self._p2p.nodes()}
-        return tuple(dict.fromkeys(address for key in holders for address in http.get(key, ())))
 
     # --- one at a time, and not too often ----------------------------------------------------------------------
 

@@ -181,6 +181,11 @@ def _root_commit(git_dir: Path) -> str:
             git_dir, "rev-list", "--first-parent", "--max-parents=0", "HEAD", error=UsageError
         ).split()
     except UsageError as error:
+        if branches := sorted(shared_refs(git_dir)):
+            raise UsageError(
+                f"the HEAD of {str(git_dir)!r} is on a branch without commits",
+                hint=f"git symbolic-ref HEAD {branches[0]}",
+            ) from error
         raise UsageError(f"{str(git_dir)!r} has no commit yet", hint="git commit first") from error
     return roots[-1].decode()
 

@@ -99,7 +99,7 @@ class GitServing:
             repo = self._repos.served(stream.subject)
             self.check_place(repo)
             if stream.service == "git-receive-pack":
-                self._check_push(repo, stream.peer)
+                self.check_push(repo, stream.peer)
             if self._running >= SERVED_MAX:
                 raise BusyError(f"this node serves {SERVED_MAX} git clients already")
         except MegalfsError as error:
@@ -125,7 +125,8 @@ class GitServing:
             raise NotFoundError(f"the repository {repo.name!r} is not at its place")
         return path
 
-    def _check_push(self, repo: Repo, peer: NodeKey) -> None:
+    def check_push(self, repo: Repo, peer: NodeKey) -> None:
+        """Raises PolicyError or NotAuthorisedError when a key may not push to a repository."""
         if repo.is_external:
             raise PolicyError(
                 f"this node only keeps a copy of {repo.name!r}; push to its creator {repo.creator.peer_id}"

@@ -97,6 +97,11 @@ class WorkTree:
                 return find_sources(settings, values, text, f"{CONFIG_NAME} {where}")
         return find_sources(settings, values, "", "")
 
+    def remote(self) -> str:
+        """The URL of the remote that the current branch follows, or of `origin`; empty when there is none."""
+        branch = _config(self.top, "branch." + _branch(self.top) + ".remote") or "origin"
+        return _config(self.top, f"remote.{branch}.url")
+
     def filter(self, include: Sequence[str], exclude: Sequence[str]) -> Filter:
         """The patterns given, else those of git's configuration or `.lfsconfig`."""
         given = include or _patterns([_config(self.top, "lfs.fetchinclude", lfsconfig=True)])
@@ -279,6 +284,12 @@ def _pointer_at(path: Path) -> Pointer | None:
 
 def _patterns(texts: Iterable[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+def _branch(top: Path) -> str:
+    with suppress(StoreError):
+        return git("symbolic-ref", "--short", "-q", "HEAD", cwd=top).rstrip("\n")
+    return ""
 
 
 def _config(top: Path, key: str, *, lfsconfig: bool = False) -> str:

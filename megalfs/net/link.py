@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import struct
@@ -54,7 +55,9 @@ __all__ = [
     "Stream",
     "accept_streams",
     "offer_stream",
+    "shown",
     "spki",
+    "unreachable",
 ]
 
 ALPN = "megalfs-link/1"
@@ -62,7 +65,7 @@ FRAME_BYTES_MAX = 256 << 10
 WINDOW_BYTES = 1 << 20  # what may be under way unread; one 10 ms round trip then carries 100 MB/s
 CREDIT_BYTES = WINDOW_BYTES // 4
 HANDSHAKE_S_MAX = 10.0
-LINGER_S_MAX = 5.0
+LINGER_S_MAX = 60.0  # a window takes 8 s at 1 Mbit/s
 NONCE_BYTES = 32
 SUBJECT_BYTES_MAX = 256
 REASON_CHARS_MAX = 300
@@ -99,6 +102,7 @@ class Stream:
         self._may_send = WINDOW_BYTES
         self._is_ended = False
         self._has_finished = False
+        self._is_gone = False
         self._error: MegalfsError | None = None
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._read_frames())
@@ -152,11 +156,17 @@ class Stream:
                 await self._writer.drain()
 
     async def linger(self) -> None:
-        """Waits a while for the peer's end, so that closing does not destroy what it still has to read."""
+        """Waits a while until the peer closes, so that closing here does not destroy what it still has to read.
+
+        That it has no more to say is not enough: a socket that is closed while credit comes in is reset, and what
+        the kernel had not sent by then is lost.
+        """
         with contextlib.suppress(TimeoutError, MegalfsError):
             async with asyncio.timeout(LINGER_S_MAX):
                 while self._has_finished and await self.receive():
                     pass
+                while self._has_finished and not self._is_gone and self._error is None:
+                    await self._wait()
 
     async def close(self) -> None:
         """Lets go: at once after both sides have finished, else the peer is told that we gave up."""
@@ -179,7 +189,7 @@ class Stream:
     async def refuse(self, error: MegalfsError) -> None:
         """Says no, and why; the peer raises the same kind of error."""
         kind = next((index for index, each in enumerate(_REFUSALS) if isinstance(error, each)), 0)
-        await self.send(bytes((1, kind)) + _shown(str(error)).encode()[:REASON_CHARS_MAX])
+        await self.send(bytes((1, kind)) + shown(str(error)).encode()[:REASON_CHARS_MAX])
         await self.finish()
 
     # --- the inside --------------------------------------------------------------------------------------
@@ -194,15 +204,23 @@ class Stream:
 
     async def _read_frames(self) -> None:
         try:
-            while not self._is_ended or not self._has_finished:
+            while True:
                 await self._read_one()
                 self._changed.set()
         except asyncio.IncompleteReadError:
-            self._fail(TemporaryError("the peer left"))
+            self._leave()
         except (OSError, RuntimeError) as error:
             self._fail(TemporaryError(f"the link broke: {error}"))
         except MegalfsError as error:
             self._fail(error)
+
+    def _leave(self) -> None:
+        """The connection ended: well, when both sides had said all."""
+        if self._is_ended and self._has_finished:
+            self._is_gone = True
+            self._changed.set()
+        else:
+            self._fail(TemporaryError("the peer left"))
 
     def _fail(self, error: MegalfsError) -> None:
         self._error = error
@@ -270,6 +288,13 @@ class Carrier(Protocol):
 
     async def listen(self, address: HostPort, handler: Handler) -> Listener:
         """Hands every stream that a proven and allowed key opens to `handler`; raises BusyError."""
+
+
+def unreachable(key: NodeKey, address: HostPort, error: Exception, *, protocol: str) -> TemporaryError:
+    """Nobody answers at an address; asyncio's own words repeat the address."""
+    number = getattr(error, "errno", None)
+    reason = os.strerror(number).lower() if number else str(error) or "no answer in time"
+    return TemporaryError(f"cannot reach {key.peer_id} at {address} ({protocol}): {reason}")
 
 
 # --- the handshake -----------------------------------------------------------------------------------------
@@ -367,10 +392,10 @@ def _raise_refusal(answer: bytes) -> NoReturn:
     if len(answer) < 2 or answer[0] != 1:
         raise RemoteProtocolError("the server neither accepted nor refused")
     kind = _REFUSALS[answer[1]] if answer[1] < len(_REFUSALS) else _REFUSALS[0]
-    raise kind(_shown(answer[2:].decode(errors="replace")))
+    raise kind(shown(answer[2:].decode(errors="replace")))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """A stranger's sentence, short and without what a terminal could obey."""
     return "".join(char if char.isprintable() else "?" for char in text[:REASON_CHARS_MAX])
 

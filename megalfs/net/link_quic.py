@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.signing import SigningKey
-from megalfs.errors import BusyError, RemoteProtocolError, TemporaryError
+from megalfs.errors import BusyError, RemoteProtocolError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.certificates import check_certificate
 from megalfs.net.link import (
@@ -22,6 +22,7 @@ from megalfs.net.link import (
     Stream,
     accept_streams,
     offer_stream,
+    unreachable,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class QuicCarrier:
             await _connected(protocol)
         except (OSError, TimeoutError) as error:
             await stack.aclose()
-            raise TemporaryError(f"cannot reach {key.peer_id} at {address} (UDP): {error}") from error
+            raise unreachable(key, address, error, protocol="UDP") from error
         except BaseException:
             await stack.aclose()
             raise

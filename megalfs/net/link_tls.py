@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.signing import SigningKey
-from megalfs.errors import BusyError, TemporaryError
+from megalfs.errors import BusyError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.certificates import check_certificate
 from megalfs.net.link import (
@@ -22,6 +22,7 @@ from megalfs.net.link import (
     Stream,
     accept_streams,
     offer_stream,
+    unreachable,
 )
 
 __all__ = ["TlsCarrier", "TlsLink", "TlsListener"]
@@ -72,7 +73,7 @@ class TlsLink:
                     self._address.host, self._address.port, ssl=_client_context(), limit=READ_BYTES
                 )
         except (OSError, TimeoutError) as error:
-            raise TemporaryError(f"cannot reach {self.peer.peer_id} at {self._address}: {error}") from error
+            raise unreachable(self.peer, self._address, error, protocol="TCP") from error
         try:
             check_certificate(writer.get_extra_info("ssl_object").getpeercert(True), self.peer)
         except BaseException:

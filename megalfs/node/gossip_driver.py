@@ -29,8 +29,9 @@ from megalfs.errors import BusyError, MegalfsError
 from megalfs.net.link import Stream
 
 if TYPE_CHECKING:
+    from megalfs.net.dialling import PeerStream
     from megalfs.node.node import Node
-    from megalfs.node.p2p import P2p, PeerStream
+    from megalfs.node.p2p import P2p
 
 __all__ = ["SERVICE", "STALE_INTERVALS", "GossipDriver"]
 

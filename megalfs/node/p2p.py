@@ -21,7 +21,8 @@ from megalfs.core.identity import NodeKey
 from megalfs.errors import BusyError, MegalfsError, NotFoundError, TemporaryError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.certificates import write_certificate
-from megalfs.net.link import Carrier, Handler, Link, Listener, Stream
+from megalfs.net.dialling import PeerStream
+from megalfs.net.link import Carrier, Handler, Listener, Stream
 from megalfs.net.link_quic import QuicCarrier
 from megalfs.net.link_tls import TlsCarrier
 from megalfs.node import gossip_driver
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from megalfs.node.node import Node
     from megalfs.store.repos import Repos
 
-__all__ = ["DEFAULT_ADDR", "P2p", "P2pOptions", "PeerStream"]
+__all__ = ["DEFAULT_ADDR", "P2p", "P2pOptions"]
 
 log = logging.getLogger(__name__)
 
@@ -53,19 +54,6 @@ class P2pOptions:
     addr: HostPort | None = None
     bootstrap: tuple[NodeAddress, ...] = ()
     certificates: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStream:
-    """A stream and the link it lives on."""
-
-    stream: Stream
-    link: Link
-
-    async def close(self) -> None:
-        """Ends both."""
-        await self.stream.close()
-        await self.link.close()
 
 
 class P2p:
@@ -160,7 +148,8 @@ class P2p:
             return ()
         return (HostPort(self._reachable_host(self.address.host), self.address.port),)
 
-    def _http_addresses(self) -> tuple[HostPort, ...]:
+    def http_addresses(self) -> tuple[HostPort, ...]:
+        """Where others find our swarm and HTTP, as far as we know."""
         if not self._node.port:
             return ()
         return self._node.own_addresses() or (
@@ -181,7 +170,7 @@ class P2p:
 
     def _who_am_i(self, digest: bytes) -> NodeBody:
         alias, addresses = self.options.alias, self.own_addresses()
-        return NodeBody(alias, addresses, self._http_addresses(), "full", __version__, digest.hex())
+        return NodeBody(alias, addresses, self.http_addresses(), "full", __version__, digest.hex())
 
     def note_node(self, announcement: Announcement) -> None:
         """Writes down what a node says about itself: at once when it is new, else now and then."""
@@ -265,11 +254,7 @@ class P2p:
                     # On UDP silence has no reason to tell: TLS says more.
                     failure = failure if name == "quic" and failure else error
                     continue
-                try:
-                    return PeerStream(await link.open(service, subject), link)
-                except BaseException:
-                    await link.close()
-                    raise
+                return await PeerStream.on(link, service, subject)
         raise failure or TemporaryError(f"cannot reach {key.peer_id}")
 
     def _carriers_for(self, address: HostPort, *, via: str | None, prefer: str) -> list[str]:

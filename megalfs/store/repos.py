@@ -192,6 +192,13 @@ class Repos:
             raise NotFoundError(f"no repository {name!r} here")
         return rows[0]
 
+    def copy_named(self, creator: NodeKey, name: str) -> Repo | None:
+        """Somebody's repository by a name or an id; None when there is none, or several have that name."""
+        rows = self._select(
+            "WHERE is_external = 1 AND creator = ?1 AND (id = ?2 OR name = ?2)", str(creator), name
+        )
+        return rows[0] if len(rows) == 1 else None
+
     def remove(self, repo: RepoId) -> None:
         """Forgets a repository; its states are kept, so that an older one is refused all the same."""
         with self._db.writing() as db:

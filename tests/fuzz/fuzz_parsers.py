@@ -16,21 +16,33 @@ from array import array
 from collections.abc import Callable
 
 import megalfs_ext
+from megalfs.core.announcements import FileBody, NodeBody, announce, parse_announcement
 from megalfs.core.bitfield import Run
+from megalfs.core.bundle_protocol import Chunk, Start
+from megalfs.core.bundle_protocol import decode as decode_bundle
+from megalfs.core.bundle_protocol import encode as encode_bundle
 from megalfs.core.chunker import DEFAULT_PROFILE, plan_layout
 from megalfs.core.codec import Decoder, encode
+from megalfs.core.gossip_frames import Announce, Want
+from megalfs.core.gossip_frames import decode as decode_gossip
+from megalfs.core.gossip_frames import encode as encode_gossip
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.link import Link
 from megalfs.core.manifest import Manifest
 from megalfs.core.messages import HaveRuns, Request
 from megalfs.core.names import SignedName
+from megalfs.core.repo_state import BundleRef, RepoState, SignedState
+from megalfs.core.repoid import RepoId, RepoUrl
+from megalfs.core.signing import SigningKey, sign
 from megalfs.core.tracker import Announcement
 from megalfs.core.tree import Tree, TreeEntry
 from megalfs.errors import MegalfsError
 from megalfs.formats import strict_json
+from megalfs.formats.hostport import HostPort
 from megalfs.formats.layout import Plain
 from megalfs.formats.manifest_fields import encode_manifest
 from megalfs.formats.pointer import Pointer
+from megalfs.git.lfs_links import parse_offer
 
 OID = Oid(bytes(range(32)))
 
@@ -65,6 +77,44 @@ def json_of(parse: Callable[[object], object]) -> Callable[[bytes], object]:
     return parser
 
 
+PRIVATE = SigningKey(b"f" * 32)
+
+
+def state() -> bytes:
+    """A signed state of a repository."""
+    root = "a" * 40
+    made = RepoState(
+        name="tiny", root=root, creator=PRIVATE.public, seq=1, previous=None, created=0, expires=1,
+        branch="refs/heads/main", refs={"refs/heads/main": root}, bundles=(BundleRef(OID, 7),),
+    )  # fmt: skip
+    return SignedState.sign(PRIVATE, made).encode()
+
+
+def between_nodes() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
+    """What comes over links; mutated announcements are signed again, so that their parser is reached."""
+    body = NodeBody("far", (HostPort("10.0.0.1", 9000),), (), "full", "0.1", "0" * 64)
+    file = FileBody(OID, 5, RepoId.of("a" * 40, PRIVATE.public), 7)
+    announced = [announce(PRIVATE, 1, each) for each in (body, file)]
+    gossip = [Announce(16, announced[0].signature, announced[0].payload), Want((PRIVATE.public,))]
+    return {
+        "gossip": (decode_gossip, [encode_gossip(each) for each in gossip]),
+        "node announcement": (
+            lambda data: parse_announcement(data, sign(PRIVATE, "gossip", data)),
+            [each.payload for each in announced],
+        ),
+        "state": (SignedState.parse, [state()]),
+        "bundle": (
+            decode_bundle,
+            [encode_bundle(each) for each in (Start(5, "a.bundle"), Chunk(0, b"hello"))],
+        ),
+        "repository url": (
+            lambda data: RepoUrl.parse(data.decode("latin-1")),
+            [f"p2p://{PRIVATE.public}/tiny.git?addr=127.0.0.1:9&via=quic".encode()],
+        ),
+        "lfs offer": (parse_offer, [b'{"oid":"%s","size":5,"http":["127.0.0.1:7427"]}' % str(OID).encode()]),
+    }
+
+
 def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
     """Every parser with inputs that it accepts."""
     mid = ManifestId(bytes(32))
@@ -94,6 +144,7 @@ def targets() -> dict[str, tuple[Callable[[bytes], object], list[bytes]]]:
             json_of(lambda value: Announcement.from_json(value, remote="10.0.0.1")),
             [announcement],
         ),
+        **between_nodes(),
     }
 
 
