@@ -1,7 +1,11 @@
 """One seeder and N receivers on shaped links in network namespaces: time of the last finisher against the bound.
 
     sudo .venv/bin/python bench/bench_swarm.py [--nodes 8] [--mbit 100] [--size-mib 256] [--rounds 1]
-         [--scenario equal|slow|kill|late|racks] [--rivals libtorrent,aria2]
+         [--scenario equal|slow|kill|late|leave|origin|racks] [--rivals libtorrent,aria2]
+
+slow: one receiver has a fifth of the bandwidth. kill: one is killed in the middle. late: one joins then. leave:
+the seeder is killed once 1.1 copies are out. origin: the first host is a plain HTTP origin to all. racks: two racks
+joined by one link of one host's rate.
 
 The bound is the fluid one (Kumar & Ross 2006) on goodput = 0.957 x link rate (Ethernet, IP and TCP headers):
 max(F/u_s, F/min d_i, N F/(u_s + sum u_i)). Beside it, `floor(log2 N)/M` more, stands the bound with store and
@@ -32,6 +36,7 @@ from netns import Network, why_not
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOODPUT = 0.957
 PORT = 7427
+SCENARIOS = ("equal", "slow", "kill", "late", "leave", "origin", "racks")
 
 
 @dataclass
@@ -108,12 +113,24 @@ class Megalfs:
             str(self.out(index)),
             f"{host.address}:{PORT}",
             self.oid,
-            f"{self.network.hosts[0].address}:{PORT}",
+            *self.sources(index),
         ]
         process = self._popen(index, argv)
         assert process.stdout is not None
         process.stdout.readline()
         self.processes[index] = process
+
+    @property
+    def origin(self) -> str:
+        """Where the first host serves the file over plain HTTP."""
+        return f"http://{self.network.hosts[0].address}:{PORT}/v1/file/{self.oid}"
+
+    def sources(self, index: int) -> list[str]:
+        """What a puller is told: the seeder; or an origin and the other pullers."""
+        if self.scenario != "origin":
+            return [f"{self.network.hosts[0].address}:{PORT}"]
+        others = [host for number, host in enumerate(self.network.hosts) if number not in (0, index)]
+        return [self.origin, *(f"{host.address}:{PORT}" for host in others)]
 
     def out(self, index: int) -> Path:
         """Where a puller writes."""
@@ -146,8 +163,8 @@ class Megalfs:
         stdin.flush()
 
     def kill(self, index: int) -> None:
-        """kill -9 of one puller."""
-        self.processes.pop(index).kill()
+        """kill -9 of the seeder (0) or of one puller."""
+        (self.processes.pop(index) if index else self.seeder).kill()
 
     def is_done(self, index: int) -> bool:
         """Whether one puller's file stands at its target."""
@@ -156,7 +173,7 @@ class Megalfs:
     def figures(self, finished: dict[int, float], started: float) -> Figures:
         """Asks everybody for its summary and adds up."""
         size = self.model.stat().st_size
-        seeder = f"{self.network.hosts[0].address}:{PORT}"
+        first = self.origin if self.scenario == "origin" else f"{self.network.hosts[0].address}:{PORT}"
         records = []
         for index, process in self.processes.items():
             assert process.stdout is not None
@@ -177,7 +194,7 @@ class Megalfs:
             self.name,
             times[-1],
             times[-2] if len(times) > 1 else times[-1],
-            sum(record["by_peer"].get(seeder, 0) for record in records) / size,
+            sum(record["by_peer"].get(first, 0) for record in records) / size,
             received / (size * len(records)) - 1,
             cpu / (size * len(records) / 2**30),
         )
@@ -404,7 +421,7 @@ def run_once(client: Megalfs | Rival, network: Network, scenario: str, bound_s: 
         if index not in late:
             client.go(index)
     finished: dict[int, float] = {}
-    joined_at = started
+    joined_at = looked_at = started
     pending = set(range(1, count + 1))
     deadline = time.monotonic() + 20 * bound_s + 60
     while pending:
@@ -415,6 +432,11 @@ def run_once(client: Megalfs | Rival, network: Network, scenario: str, bound_s: 
         if late and now - started > bound_s / 2:
             client.go(late.pop())
             joined_at = now
+        if scenario == "leave" and now - looked_at > 0.5:
+            looked_at = now
+            if network.hosts[0].bytes_sent() * GOODPUT > 1.1 * client.model.stat().st_size:
+                client.kill(0)
+                scenario = "left"
         if victim is not None and isinstance(client, Megalfs) and now - started > bound_s / 2:
             client.kill(victim)
             pending.discard(victim)
@@ -423,6 +445,8 @@ def run_once(client: Megalfs | Rival, network: Network, scenario: str, bound_s: 
             finished[index] = now
             pending.discard(index)
     figures = client.figures(finished, started)
+    if scenario == "left":
+        figures.note = "the seeder was killed at 1.1 copies sent"
     if scenario == "late":
         figures.note = f"joiner {finished[count] - joined_at:.1f} s after its join"
     return figures
@@ -438,7 +462,7 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=100)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--scenario", choices=("equal", "slow", "kill", "late", "racks"), default="equal")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="equal")
     parser.add_argument("--rivals", default="libtorrent,aria2")
     args = parser.parse_args()
     reason = why_not()

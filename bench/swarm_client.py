@@ -1,6 +1,8 @@
 """One puller of bench_swarm: imports everything, says so, waits for the word, pulls, shares on until told to stop.
 
-swarm_client.py ROOT OUT LISTEN OID PEER...    (run by bench_swarm.py, inside a namespace)
+swarm_client.py ROOT OUT LISTEN OID SOURCE...    (run by bench_swarm.py, inside a namespace)
+
+A SOURCE is a peer, HOST:PORT, or an origin, http://...
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ LINGER_S_MAX = 900.0
 
 async def main() -> None:
     """Runs one pull."""
-    root, out, listen, oid, *peers = sys.argv[1:]
+    root, out, listen, oid, *sources = sys.argv[1:]
     settings = load(flags={}, environ=os.environ)
     sign(SigningKey(bytes(32)), "warm", b"")  # cryptography is loaded now, not in the measured part
     store = Store(Root.open(Path(root), create=True))
     options = PullOptions(
         dest=Path(out),
-        peers=tuple(HostPort.parse(peer) for peer in peers),
+        peers=tuple(HostPort.parse(each) for each in sources if "//" not in each),
+        origins=tuple(each for each in sources if "//" in each),
         listen=HostPort.parse(listen),
         linger_s=LINGER_S_MAX,
         wait_peers_s=60,
