@@ -484,17 +484,20 @@ def test_pull_dry_run_asks_nobody(megalfs: Megalfs, model: Path) -> None:
 # Streams.
 
 
+PAGE_BYTES = 4096
+
+
 def test_a_reader_that_leaves(megalfs: Megalfs) -> None:
     for number in range(300):
         (megalfs.directory / f"file-{number}").write_bytes(b"%d" % number)
     megalfs.ok("publish", *(f"file-{number}" for number in range(300)))
     command = [sys.executable, "-m", "megalfs", "--root", str(megalfs.root), "ls"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=megalfs.environ
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=megalfs.environ, pipesize=PAGE_BYTES
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.readline()
+        process.stdout.readline()  # a pipe that held all of it would let it end before we leave
         process.stdout.close()
         err = process.stderr.read().decode()
         assert process.wait(30) == 141
