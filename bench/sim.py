@@ -50,9 +50,9 @@ class Size:
 
 
 # 1,000 nodes get the 500 pieces that `relay_parts` makes for twenty known peers; 10,000 get fewer, because a
-# simulated piece costs what a real one does, and pay for it: what a swarm loses is a number of pieces (about
-# 75 at 250 nodes), whatever their size. Blocks are parts of a piece, or a flow would have all of one in its
-# socket and the slots of an uplink would bound nothing.
+# simulated piece costs what a real one does. Fewer pieces lower the efficiency, so figures compare only at
+# equal sizes. Blocks are parts of a piece, or a flow would have all of one in its socket at once and the slots
+# of an uplink would bound nothing; 10,000 nodes cannot afford that yet.
 SIZES = {
     64: Size(pieces=800, piece_bytes=1 << 20, degree=30, block_bytes=128 << 10),
     1000: Size(pieces=500, piece_bytes=4 << 20, degree=20, block_bytes=1 << 20),
