@@ -57,7 +57,7 @@ bench: $(READY)  ## kernels, publish and pull beside their rivals: the tables of
 bench-swarm: $(READY)  ## many receivers on shaped links, against what theory allows; needs root
 	$(BIN)/python bench/bench_swarm.py
 
-sim: $(READY)  ## SIM_SEEDS simulated swarms with loss and crashes; then 64, 1,000 and 10,000 nodes (15 minutes)
+sim: $(READY)  ## SIM_SEEDS simulated swarms with loss and crashes; then 64, 1,000 and 10,000 nodes (half an hour)
 	SIM_SEEDS=$(SIM_SEEDS) $(BIN)/python -m pytest -q $(wildcard tests/test_sim*.py tests/sim/test_*.py)
 	$(BIN)/python bench/sim.py
 
