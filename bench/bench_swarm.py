@@ -4,8 +4,8 @@
          [--scenario equal|slow|kill|late|leave|origin|racks] [--rivals libtorrent,aria2]
 
 slow: one receiver has a fifth of the bandwidth. kill: one is killed in the middle. late: one joins then. leave:
-the seeder is killed once one copy is out (its link counts 1.04). origin: the first host is a plain HTTP origin to all. racks: two racks
-joined by one link of one host's rate.
+the seeder is killed once one copy is out (its link counts 1.04). origin: the first host is a plain HTTP origin to all.
+racks: two racks joined by one link of one host's rate.
 
 The bound is the fluid one (Kumar & Ross 2006) on goodput = 0.957 x link rate (Ethernet, IP and TCP headers):
 max(F/u_s, F/min d_i, N F/(u_s + sum u_i)). Beside it, `floor(log2 N)/M` more, stands the bound with store and
