@@ -1,11 +1,12 @@
 """One seeder and N receivers on shaped links in network namespaces: time of the last finisher against the bound.
 
     sudo .venv/bin/python bench/bench_swarm.py [--nodes 8] [--mbit 100] [--size-mib 256] [--rounds 1]
-         [--scenario equal|slow|kill|late|leave|origin|racks] [--rivals libtorrent,aria2]
+         [--scenario equal,slow,kill,late,leave,origin,racks] [--rivals libtorrent,aria2]
 
-slow: one receiver has a fifth of the bandwidth. kill: one is killed in the middle. late: one joins then. leave:
-the seeder is killed once one copy is out (its link counts 1.04). origin: the first host is a plain HTTP origin to all.
-racks: two racks joined by one link of one host's rate.
+Scenarios run one after another in every round; "x equal" is the time against the median of `equal` in the same
+command. equal: nothing happens. slow: one receiver has a fifth of the bandwidth. kill: one is killed in the
+middle. late: one joins then. leave: the seeder is killed once one copy is out (its link counts 1.04). origin: the
+first host is a plain HTTP origin to all. racks: two racks joined by one link of one host's rate.
 
 The bound is the fluid one (Kumar & Ross 2006) on goodput = 0.957 x link rate (Ethernet, IP and TCP headers):
 max(F/u_s, F/min d_i, N F/(u_s + sum u_i)). Beside it, `floor(log2 N)/M` more, stands the bound with store and
@@ -19,6 +20,7 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -51,6 +53,10 @@ class Figures:
     cpu_s_per_gib: float
     note: str = ""
 
+    def shown_s(self, scenario: str) -> float:
+        """When the last one had finished; beside a slow one, the last of the others."""
+        return self.others_s if scenario == "slow" else self.last_s
+
 
 def wait_for(check: Callable[[], bool], what: str, timeout_s: float) -> None:
     """Polls."""
@@ -73,7 +79,6 @@ class Megalfs:
             "PYTHONPATH": str(REPOSITORY),
             "MEGALFS_DURABLE": "false",
             "NO_PROXY": "*",
-            "MEGALFS_CONGESTION": "cubic",
             "OPENBLAS_NUM_THREADS": "1",
         }
         self.processes: dict[int, subprocess.Popen[str]] = {}
@@ -462,49 +467,61 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=100)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--scenario", choices=SCENARIOS, default="equal")
+    parser.add_argument("--scenario", type=scenarios_of, default=["equal"], help=", ".join(SCENARIOS))
     parser.add_argument("--rivals", default="libtorrent,aria2")
+    parser.add_argument("--congestion", default="reno", help="TCP congestion control of everybody")
     args = parser.parse_args()
     reason = why_not()
     if reason is not None:
         print(f"skipped: {reason}")
         return
-    rows = []
-    rate = args.mbit * 1e6 / 8 * GOODPUT
+    rivals = [each for each in args.rivals.split(",") if each]
+    runs: list[tuple[str, Figures]] = []
     with tempfile.TemporaryDirectory(prefix="megalfs-swarm-") as name:
         model = make_model(Path(name) / "model.safetensors", args.size_mib)
-        size = model.stat().st_size
-        bound = size / rate
-        rivals = [each for each in args.rivals.split(",") if each] if args.scenario == "equal" else []
+        bound = model.stat().st_size / (args.mbit * 1e6 / 8 * GOODPUT)
         for round_index in range(args.rounds):
-            for client_name in ["megalfs", *rivals]:
-                figures = play(client_name, args, Path(name) / f"{client_name}{round_index}", model, bound)
-                if figures is None:
-                    continue
-                shown = figures.others_s if args.scenario == "slow" else figures.last_s
-                redundant = "-" if figures.redundant is None else f"{100 * figures.redundant:.2f} %"
-                rows.append(
-                    [
-                        figures.client,
-                        f"{bound:.1f}",
-                        f"{shown:.2f}",
-                        f"{bound / shown:.3f}",
-                        f"{figures.copies:.3f}",
-                        redundant,
-                        f"{figures.cpu_s_per_gib:.1f}",
-                        figures.note,
-                    ]
-                )
-    print(machine())
+            for scenario in args.scenario:
+                for client in ["megalfs", *(rivals if scenario == "equal" else [])]:
+                    where = Path(name) / f"{client}-{scenario}{round_index}"
+                    figures = play(client, scenario, args, where, model, bound)
+                    if figures is not None:
+                        runs.append((scenario, figures))
+    print(f"{machine()} (in the namespaces {args.congestion})")
     print(
-        f"{args.scenario}: 1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB"
+        f"1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB, bound {bound:.1f} s"
     )
-    last = "2nd-last s" if args.scenario == "slow" else "last s"
-    print(table(["client", "bound s", last, "of bound", "copies", "redundant", "CPU s/GiB", ""], rows))
+    columns = ["scenario", "client", "last s", "of bound", "x equal", "copies", "redundant", "CPU s/GiB", ""]
+    print(table(columns, [row(scenario, figures, bound, runs) for scenario, figures in runs]))
+
+
+def scenarios_of(text: str) -> list[str]:
+    """Names separated by commas."""
+    names = text.split(",")
+    if unknown := set(names) - set(SCENARIOS):
+        raise argparse.ArgumentTypeError(f"no such scenario: {', '.join(sorted(unknown))}")
+    return names
+
+
+def row(scenario: str, figures: Figures, bound: float, runs: list[tuple[str, Figures]]) -> list[str]:
+    """One line of the table; of a slow receiver's world, the others' time."""
+    shown = figures.shown_s(scenario)
+    undisturbed = [one.last_s for name, one in runs if name == "equal" and one.client == figures.client]
+    return [
+        scenario,
+        figures.client,
+        f"{shown:.2f}",
+        f"{bound / shown:.3f}",
+        f"{shown / statistics.median(undisturbed):.2f}" if undisturbed else "-",
+        f"{figures.copies:.3f}",
+        "-" if figures.redundant is None else f"{100 * figures.redundant:.2f} %",
+        f"{figures.cpu_s_per_gib:.1f}",
+        figures.note,
+    ]
 
 
 def play(
-    client_name: str, args: argparse.Namespace, directory: Path, model: Path, bound: float
+    client_name: str, scenario: str, args: argparse.Namespace, directory: Path, model: Path, bound: float
 ) -> Figures | None:
     """One client in a fresh network."""
     if client_name == "aria2" and shutil.which("aria2c") is None:
@@ -517,18 +534,20 @@ def play(
             print("skipped: libtorrent (pip install libtorrent)")
             return None
     directory.mkdir()
-    racks = 2 if args.scenario == "racks" else 1
+    racks = 2 if scenario == "racks" else 1
     thin = args.mbit if racks == 2 else None
-    with Network(args.nodes + 1, args.mbit, racks=racks, thin_mbit=thin) as network:
-        if args.scenario == "slow":
+    with Network(
+        args.nodes + 1, args.mbit, racks=racks, thin_mbit=thin, congestion=args.congestion
+    ) as network:
+        if scenario == "slow":
             network.hosts[-1].shape(args.mbit / 5)
         client = (
-            Megalfs(network, directory, model, args.scenario)
+            Megalfs(network, directory, model, scenario)
             if client_name == "megalfs"
             else Rival(client_name, network, directory, model)
         )
         try:
-            figures = run_once(client, network, args.scenario, bound)
+            figures = run_once(client, network, scenario, bound)
             if racks == 2:
                 figures.note = (
                     f"{network.thin_bytes() * GOODPUT / model.stat().st_size:.2f} copies over the thin link"

@@ -76,12 +76,21 @@ class Host:
 class Network:
     """A bridge with hosts; a context manager. `racks` > 1 puts hosts on bridges joined by one thin link."""
 
-    def __init__(self, count: int, mbit: float, *, racks: int = 1, thin_mbit: float | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        mbit: float,
+        *,
+        racks: int = 1,
+        thin_mbit: float | None = None,
+        congestion: str = "reno",
+    ) -> None:
         self._tag = os.getpid() % 10000
         self._count = count
         self._mbit = mbit
         self._racks = racks
         self._thin_mbit = thin_mbit
+        self._congestion = congestion
         self.hosts: list[Host] = []
 
     def __enter__(self) -> Self:
@@ -126,6 +135,7 @@ class Network:
         run("ip", "-n", name, "link", "set", "eth0", "up")
         run("ip", "-n", name, "addr", "add", f"{address}/16", "dev", "eth0")
         host = Host(name, address, outside)
+        run(*host.command(["sysctl", "-q", "-w", f"net.ipv4.tcp_congestion_control={self._congestion}"]))
         host.shape(self._mbit)
         return host
 

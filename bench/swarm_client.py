@@ -18,6 +18,7 @@ from pathlib import Path
 from megalfs.config import load
 from megalfs.core.signing import SigningKey, sign
 from megalfs.formats.hostport import HostPort
+from megalfs.node import http_server  # noqa: F401 - loaded before the word: 16 machines would load it side by side
 from megalfs.node.api import PullOptions, run_pull
 from megalfs.store.blobs import Store
 from megalfs.store.root import Root

@@ -23,7 +23,7 @@ class SwarmParams:
     # -- size of runs
     run_bytes_max: int = 16 * MIB
     """Where the cost of one decision vanishes: 5 ms at 3 GB/s."""
-    run_bytes_initial: int = 1 * MIB
+    run_bytes_initial: int = 256 * KIB
     """Before a rate is known: 84 ms at 100 Mbit/s, and four of them fill a 10 Gbit/s link for 3 ms."""
     run_s: float = 0.05
     """A run is what a peer sends in this time, so that Python decides tens of times a second."""

@@ -61,7 +61,7 @@ class Progress:
 
 
 class GranuleBuffer:
-    """One lane's reused receive buffer: anonymous memory, touched once, on huge pages where there are any."""
+    """A thread's reused buffer: anonymous memory, touched once, on huge pages where there are any."""
 
     def __init__(self, size: int = GRANULE_BYTES) -> None:
         self._memory = mmap.mmap(-1, size)

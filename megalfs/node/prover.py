@@ -17,6 +17,7 @@ import megalfs_ext
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest
 from megalfs.core.proof import Proof, Segment, SerialProof, open_proof
 from megalfs.errors import StoreError
+from megalfs.net.sinks import GranuleBuffer
 
 __all__ = ["Prover"]
 
@@ -40,7 +41,8 @@ class Prover:
         self._wake = threading.Condition()
         self._is_stopped = False
         self._serial = hashlib.sha256()
-        self._buffer = memoryview(bytearray(min(BATCH_SEGMENTS * SEGMENT_BYTES, manifest.size)))
+        self._memory = GranuleBuffer(max(1, min(BATCH_SEGMENTS * SEGMENT_BYTES, manifest.size)))
+        self._buffer = self._memory.view
         self._thread = threading.Thread(target=self._run, name="megalfs-prover", daemon=True)
 
     def start(self) -> None:
@@ -60,6 +62,7 @@ class Prover:
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join()
+        self._memory.close()
 
     def _run(self) -> None:
         try:
