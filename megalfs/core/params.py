@@ -24,7 +24,8 @@ class SwarmParams:
     run_bytes_max: int = 16 * MIB
     """Where the cost of one decision vanishes: 5 ms at 3 GB/s."""
     run_bytes_initial: int = 256 * KIB
-    """Before a rate is known: 84 ms at 100 Mbit/s, and four of them fill a 10 Gbit/s link for 3 ms."""
+    """Before a rate is known: 21 ms at 100 Mbit/s. The first of 16 nodes that came 50 ms early with four times 1 MiB
+    kept a 50 Mbit/s uplink from the others for 0.7 s (0.3 s of ramp in tests/sim)."""
     run_s: float = 0.05
     """A run is what a peer sends in this time, so that Python decides tens of times a second."""
     runs_per_s: int = 200
