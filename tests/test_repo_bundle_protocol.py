@@ -41,6 +41,33 @@ def test_what_is_sent_arrives(size: int) -> None:
     assert receive(transfer(content), content) == content
 
 
+@pytest.mark.parametrize("size", [CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7])
+def test_what_was_cut_goes_on_from_any_full_chunk(size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    start, *chunks, done = transfer(content)
+    for first in range(size // CHUNK_BYTES + 1):
+        kept = content[: first * CHUNK_BYTES]
+        receiver = resumed(content, kept)
+        assert decode(encode(receiver.request)) == Request(Oid(hashlib.sha256(content).digest()), first)
+        got = b"".join(receiver.feed(each) for each in [start, *chunks[first:], done])
+        assert (kept + got == content, receiver.is_done) == (True, True)
+        if first:
+            with pytest.raises(RemoteProtocolError):  # from the beginning after all
+                for each in [start, *chunks, done]:
+                    again = resumed(content, kept) if each is start else again
+                    again.feed(each)
+            wrong = resumed(content, bytes(first * CHUNK_BYTES))
+            with pytest.raises(IntegrityError):
+                for each in [start, *chunks[first:], done]:
+                    wrong.feed(each)
+
+
+def resumed(content: bytes, kept: bytes) -> BundleReceiver:
+    receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), len(content))
+    receiver.resume(kept)
+    return receiver
+
+
 def test_every_fault_is_refused() -> None:
     content = bytes(range(256)) * 600
     good = transfer(content)
@@ -76,6 +103,8 @@ def test_every_fault_is_refused() -> None:
         b"\0",
         b"\5",
         b"\1" + bytes(31),
+        b"\1" + bytes(33),
+        b"\1" + bytes(37),
         b"\2" + bytes(7),
         b"\2" + bytes(8 + 256),
         b"\3" + bytes(4),

@@ -90,8 +90,7 @@ def _bundle(
         basis = has_objects(git_dir, sorted(set(last.refs.values()))) if last else []
         if len(bundles) >= BUNDLES_MAX or _is_heavy(bundles):
             bundles, basis = (), []
-        path = repos.directory / "bundles" / f"{repo.id.digest.hex()}-{seq}.bundle"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path = repos.bundle_path(f"{repo.id.digest.hex()}-{seq}")
         has_new = bool(found.refs) and make_bundle(git_dir, path, sorted(found.refs), basis)
         after = snapshot(git_dir)
         if after == found:

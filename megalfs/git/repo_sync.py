@@ -29,6 +29,7 @@ from megalfs.errors import (
     TemporaryError,
 )
 from megalfs.formats.hostport import HostPort
+from megalfs.git.bundle_partial import forget_partials
 from megalfs.git.bundle_sources import BundleSources
 from megalfs.git.bundle_transfer import BundleTransfer
 from megalfs.git.bundles import apply_bundles, make_mirror
@@ -423,6 +424,7 @@ class RepoSync:
         await asyncio.to_thread(make_mirror, mirror, object_format(state.root))
         await asyncio.to_thread(apply_bundles, mirror, paths, state)
         await asyncio.to_thread(self._repos.set_copy, row.id, mirror, state.refs)
+        await asyncio.to_thread(forget_partials, self._repos.bundles, row.id)
         log.info("%s is at state %d of %s", row.name, state.seq, row.creator)
 
     # --- one at a time, and not too often ----------------------------------------------------------------------

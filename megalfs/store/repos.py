@@ -95,11 +95,16 @@ class Repos:
         """Where our copy of an external repository lives: a bare repository that only we write."""
         return self.directory / f"{repo.digest.hex()}.git"
 
-    def bundle_path(self, oid: str) -> Path:
-        """Where a bundle lies that is seeded."""
+    @property
+    def bundles(self) -> Path:
+        """The directory of bundles that are seeded, and of what there is of others."""
         directory = self.directory / "bundles"
         directory.mkdir(mode=0o700, exist_ok=True)
-        return directory / f"{oid}.bundle"
+        return directory
+
+    def bundle_path(self, name: str) -> Path:
+        """Where a bundle lies that is seeded: named by its oid, or by what the owner made it of."""
+        return self.bundles / f"{name}.bundle"
 
     # --- repositories ------------------------------------------------------------------------------------
 
