@@ -27,8 +27,9 @@ def transfer(content: bytes) -> list[Message]:
     return [Start(len(content), "tiny.bundle"), *chunks, Done(Oid(hashlib.sha256(content).digest()))]
 
 
-def receive(messages: list[Message], content: bytes) -> bytes:
+def receive(messages: list[Message], content: bytes, kept: bytes = b"") -> bytes:
     receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), len(content))
+    receiver.resume(kept)
     got = b"".join(receiver.feed(decode(encode(each))) for each in messages)
     if not receiver.is_done:
         raise RemoteProtocolError("cut")
@@ -47,25 +48,21 @@ def test_what_was_cut_goes_on_from_any_full_chunk(size: int) -> None:
     start, *chunks, done = transfer(content)
     for first in range(size // CHUNK_BYTES + 1):
         kept = content[: first * CHUNK_BYTES]
-        receiver = resumed(content, kept)
+        receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), size)
+        receiver.resume(kept)
         assert decode(encode(receiver.request)) == Request(Oid(hashlib.sha256(content).digest()), first)
-        got = b"".join(receiver.feed(each) for each in [start, *chunks[first:], done])
-        assert (kept + got == content, receiver.is_done) == (True, True)
-        if first:
-            with pytest.raises(RemoteProtocolError):  # from the beginning after all
-                for each in [start, *chunks, done]:
-                    again = resumed(content, kept) if each is start else again
-                    again.feed(each)
-            wrong = resumed(content, bytes(first * CHUNK_BYTES))
-            with pytest.raises(IntegrityError):
-                for each in [start, *chunks[first:], done]:
-                    wrong.feed(each)
+        assert kept + receive([start, *chunks[first:], done], content, kept) == content
 
 
-def resumed(content: bytes, kept: bytes) -> BundleReceiver:
-    receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), len(content))
-    receiver.resume(kept)
-    return receiver
+def test_what_was_kept_is_proven_with_the_rest() -> None:
+    content = bytes(range(256)) * 600
+    start, *chunks, done = transfer(content)
+    with pytest.raises(IntegrityError):
+        receive([start, *chunks[1:], done], content, kept=bytes(CHUNK_BYTES))
+    with pytest.raises(RemoteProtocolError):  # from the beginning after all
+        receive([start, *chunks, done], content, kept=content[:CHUNK_BYTES])
+    with pytest.raises(RemoteProtocolError):
+        receive([start, *chunks[2:], done], content, kept=content[:CHUNK_BYTES])
 
 
 def test_every_fault_is_refused() -> None:
