@@ -98,7 +98,7 @@ class BundleTransfer:
 
     async def _continue(self, peer: NodeKey, repo: RepoId, bundle: BundleRef, partial: BundlePartial) -> bool:
         """Adds what is missing; False when that makes another bundle, and some of it was here before."""
-        receiver = BundleReceiver(bundle.oid, bundle.size)
+        receiver, is_resumed = BundleReceiver(bundle.oid, bundle.size), False
         remote = await self._p2p.open(peer, "bundle", str(repo))
         try:
             with closing(await asyncio.to_thread(partial.open, receiver, bundle.size)):
