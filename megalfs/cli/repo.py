@@ -13,6 +13,7 @@ from megalfs.errors import (
     NotAuthorisedError,
     NotFoundError,
     PolicyError,
+    SpaceError,
     TemporaryError,
 )
 
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 SYNC_S_MAX = 3600.0
+LFS_S_MAX = 7 * 86400.0  # a copy may have terabytes; the node goes on when the command is stopped
 UPDATES = "⚠️ HAS UPDATES"
 _ERRORS: dict[int, type[MegalfsError]] = {
-    each.exit_code: each for each in (NotFoundError, IntegrityError, NotAuthorisedError, PolicyError)
+    each.exit_code: each
+    for each in (NotFoundError, IntegrityError, SpaceError, NotAuthorisedError, PolicyError)
 }
 
 
@@ -56,10 +59,12 @@ def add_commands(commands: Commands) -> None:
     clone = add_command(actions, "clone", _clone, "clone a repository from whoever has it")
     _add_repo_id(clone)
     clone.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    _add_lfs(clone)
     pull = add_command(actions, "pull", _pull, "update the clones of a repository")
     _add_repo_id(pull)
     sync = add_command(actions, "sync", _sync, "look for new states now, instead of within a minute")
     sync.add_argument("--repo-id", metavar="ID", help="only this one (all that are shared or followed)")
+    _add_lfs(sync)
     thing = add_command(actions, "object", _object, "one git object of a peer, to stdout or a file")
     thing.add_argument("url", metavar="URL", help="p2p://KEY/object/NAME?addr=HOST:PORT")
     thing.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout")
@@ -74,6 +79,14 @@ def _add_allow(parser: object) -> None:
 def _add_repo_id(parser: object) -> None:
     parser.add_argument(  # type: ignore[attr-defined]  # as above
         "--repo-id", required=True, metavar="ID", help="did:repo:z..., or a name that only one has"
+    )
+
+
+def _add_lfs(parser: object) -> None:
+    parser.add_argument(  # type: ignore[attr-defined]  # as above
+        "--lfs",
+        action="store_true",
+        help="keep the large files of this copy too, whatever they weigh, from now on",
     )
 
 
@@ -175,6 +188,7 @@ def _fields(repos: Repos, repo: Repo) -> dict[str, object]:
         "expired": newest is not None and newest.is_expired(_now()),
         "equivocation": [each.hash for each in states] if len(states) > 1 else [],
         "has_updates": has_updates(repos, repo),
+        "large_files": len(repos.large_files(repo.id)),
         "clones": [clone.path for clone in repos.clones(repo.id)],
         "faults": [
             {"peer": fault.peer, "reason": fault.reason, "count": fault.count}
@@ -187,6 +201,7 @@ def _lines(fields: dict[str, object]) -> list[str]:
     words = ["external" if fields["external"] else "own", f"state {fields['seq']}"]
     words += ["followed"] if fields["followed"] else []
     words += [] if fields["here"] or not fields["external"] else ["not here yet"]
+    words += [f"{fields['large_files']} large files kept"] if fields["large_files"] else []
     words += ["expired"] if fields["expired"] else []
     words += [UPDATES] if fields["has_updates"] else []
     lines = [
@@ -213,7 +228,7 @@ def _clone(context: Context) -> int:
         raise NotFoundError(f"{str(output)!r} exists", hint="choose another --output")
     with _open(context, create=False) as repos:
         repo = _find(context, repos)
-        _bring(context, repos, repo.id)
+        _bring(context, repos, repo.id, lfs=context.args.lfs)
         seq = clone_repository(repos, repo.id, output.absolute())
     if context.ui.is_json:
         context.ui.record({"repo": str(repo.id), "path": str(output.absolute()), "seq": seq})
@@ -267,16 +282,29 @@ def _sync(context: Context) -> int:
     failures = _Failures(context.ui)
     for repo in wanted:
         try:
-            answer = _ask_sync(context, repo.id)
+            answer = _ask_sync(context, repo.id, lfs=context.args.lfs)
         except MegalfsError as error:
             failures.add(repo.name, error)
             continue
         if context.ui.is_json:
-            context.ui.record({"repo": str(repo.id), "name": repo.name, "seq": answer["seq"]})
+            kept: dict[str, object] = {
+                name: answer[name] for name in ("seq", "large_files", "large_bytes") if name in answer
+            }
+            context.ui.record({"repo": str(repo.id), "name": repo.name, **kept})
         else:
-            context.ui.result(f"{repo.name}: state {answer['seq']}")
+            context.ui.result(f"{repo.name}: state {answer['seq']}{_kept(answer)}")
     failures.finish()
     return 0
+
+
+def _kept(answer: dict[str, object]) -> str:
+    from megalfs.cli.ui import size_text
+
+    match answer:
+        case {"large_files": int(count), "large_bytes": int(size)}:
+            return f", {count} large {'file' if count == 1 else 'files'} kept, {size_text(size)}"
+        case _:
+            return ""
 
 
 class _Failures:
@@ -304,10 +332,10 @@ def _find(context: Context, repos: Repos) -> Repo:
     return find_repository(repos, context.args.repo_id)
 
 
-def _bring(context: Context, repos: Repos, repo: RepoId) -> None:
+def _bring(context: Context, repos: Repos, repo: RepoId, *, lfs: bool = False) -> None:
     """The newest state through the node; when nobody can be reached, what is here is good enough."""
     try:
-        _ask_sync(context, repo)
+        _ask_sync(context, repo, lfs=lfs)
     except (TemporaryError, NotFoundError) as error:
         row = repos.find(repo)
         if row is None or not row.path:
@@ -336,12 +364,12 @@ def _object(context: Context) -> int:
 # --- the node -----------------------------------------------------------------------------------------------
 
 
-def _ask_sync(context: Context, repo: RepoId) -> dict[str, object]:
+def _ask_sync(context: Context, repo: RepoId, *, lfs: bool = False) -> dict[str, object]:
     from megalfs.cli.local_node import post_node, running_node
 
     root = context.root(create=False)
-    path = f"/v1/local/p2p/sync/{quote(str(repo), safe='')}"
-    answer = post_node(root, running_node(root), path, timeout_s=SYNC_S_MAX)
+    path = f"/v1/local/p2p/sync/{quote(str(repo), safe='')}" + ("?lfs=1" if lfs else "")
+    answer = post_node(root, running_node(root), path, timeout_s=LFS_S_MAX if lfs else SYNC_S_MAX)
     if "error" in answer:
         _raise(answer)
     return answer

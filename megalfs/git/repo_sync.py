@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ class RepoSync:
             trusted=node.settings.trusted_keys, lock=self._lock, changed=self._changed,
         )  # fmt: skip
         self.sources = BundleSources(node, repos, p2p, self._transfer, self._intake.blame)
+        self.copied: Callable[[RepoId], None] = lambda _: None  # told when a copy is as its state says
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: dict[RepoId, asyncio.Lock] = {}
@@ -276,6 +277,7 @@ class RepoSync:
             case Step.NONE:
                 pass
         self._announce(row, states)
+        self.copied(repo)
         if announced_seq(self._p2p.gossip.gossip, repo) <= states[0].state.seq:
             self._rounds.settled(repo)
         else:
