@@ -143,11 +143,25 @@ def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2
     assert owner.until("pushed", has_updates=False)["refs"] == 4, "announced at once"
     member.git("push", "-q", "origin", ":topic", cwd=target)
     assert "topic" not in owner.git("branch", cwd=bare).out
-    log = (owner.megalfs.root / "pushes.log").read_text()
-    assert f"refs/heads/topic {head} {'0' * 40} {member.key}" in log
+    pushes = owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records
+    assert [(each["ref"], each["new"]) for each in pushes] == [
+        ("refs/heads/main", head), ("refs/tags/v2", head), ("refs/heads/topic", head), ("refs/heads/topic", "0" * 40),
+    ]  # fmt: skip
+    assert {(each["key"], each["signer"], each["name"]) for each in pushes} == {(member.key, None, "pushed")}
+    shown = owner.megalfs.ok("repo", "log", "--repo-id", "pushed").out.splitlines()
+    assert shown[-1].endswith(f" refs/heads/topic deleted, was {head[:10]} by {member.key}")
+    listed = owner.megalfs.ok("repo", "list").out
+    assert listed.count(f"  last push {pushes[-1]['time']} to refs/heads/topic by {member.key}\n") == 1
+    assert "nobody has pushed to tiny" in owner.megalfs.ok("repo", "log", "--repo-id", "tiny").err
+    # What is refused was not pushed, and is in no log.
     refused = member.git("push", "origin", "HEAD:refs/hidden/x", cwd=target, ok=False)
     assert refused.code != 0
     assert "refused" in member.git("push", "origin", "HEAD:refs/heads/a/-h", cwd=target, ok=False).err
+    member.commit(target, "rewritten.txt", "x")
+    member.git("reset", "-q", "--hard", "HEAD~2", cwd=target)
+    assert "rejected" in member.git("push", "origin", "main", cwd=target, ok=False).err
+    assert "pushed by" not in member.git("push", "origin", "HEAD:refs/notes/x", cwd=target, ok=False).err
+    assert owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records == pushes
 
 
 def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
@@ -168,8 +182,8 @@ def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={key_file}")
     done = member.git(*signing, "push", "--signed", "origin", "main", cwd=target)
     assert f"pushed by {member.key} signed by {member.key}" in done.err
-    last = (owner.megalfs.root / "pushes.log").read_text().splitlines()[-1]
-    assert last.endswith(f"{member.key} signed by {member.key}")
+    last = owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records[-1]
+    assert (last["key"], last["signer"]) == (member.key, member.key)
     other = member.directory / "other_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     member.commit(target, "forged.txt", "x")

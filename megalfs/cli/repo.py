@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 from megalfs.cli.arguments import add_command, add_group, node_key
@@ -30,7 +30,6 @@ __all__ = ["add_commands"]
 
 SYNC_S_MAX = 3600.0
 LFS_S_MAX = 7 * 86400.0  # a copy may have terabytes; the node goes on when the command is stopped
-UPDATES = "⚠️ HAS UPDATES"
 _ERRORS: dict[int, type[MegalfsError]] = {
     each.exit_code: each
     for each in (NotFoundError, IntegrityError, SpaceError, NotAuthorisedError, PolicyError)
@@ -56,6 +55,8 @@ def add_commands(commands: Commands) -> None:
     remove = add_command(actions, "remove", _remove, "no longer share a repository; its files stay")
     remove.add_argument("repo", metavar="REPO", help="a name or id")
     add_command(actions, "list", _list, "the repositories of this node, and those it heard of")
+    pushes = add_command(actions, "log", _log, "who pushed what to a repository of this node")
+    _add_repo_id(pushes)
     clone = add_command(actions, "clone", _clone, "clone a repository from whoever has it")
     _add_repo_id(clone)
     clone.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
@@ -158,63 +159,39 @@ def _remove(context: Context) -> int:
 
 
 def _list(context: Context) -> int:
+    from megalfs.cli.repo_view import repo_fields, repo_lines
+    from megalfs.git.push_log import read_pushes
+
+    pushes = read_pushes(context.root(create=False))
     with _open(context, create=False) as repos:
         for repo in repos.all():
-            fields = _fields(repos, repo)
+            fields = repo_fields(repos, repo, pushes.get(repo.id, ()))
             if context.ui.is_json:
                 context.ui.record(fields)
             else:
-                for line in _lines(fields):
+                for line in repo_lines(fields):
                     context.ui.result(line)
     return 0
 
 
-def _fields(repos: Repos, repo: Repo) -> dict[str, object]:
-    from megalfs.git.repos import has_updates
+def _log(context: Context) -> int:
+    from megalfs.cli.repo_view import push_fields, push_line
+    from megalfs.git.push_log import read_pushes
 
-    states = repos.states(repo.id)
-    newest = states[-1].state if states else None
-    return {
-        "repo": str(repo.id),
-        "name": repo.name,
-        "description": repo.description,
-        "creator": str(repo.creator),
-        "external": repo.is_external,
-        "followed": repo.is_followed,
-        "path": repo.path,
-        "seq": newest.seq if newest else 0,
-        "refs": len(newest.refs) if newest else 0,
-        "here": bool(repo.path) and (not repo.is_external or repos.refs(repo.id) == (newest and newest.refs)),
-        "expired": newest is not None and newest.is_expired(_now()),
-        "equivocation": [each.hash for each in states] if len(states) > 1 else [],
-        "has_updates": has_updates(repos, repo),
-        "large_files": len(repos.large_files(repo.id)),
-        "clones": [clone.path for clone in repos.clones(repo.id)],
-        "faults": [
-            {"peer": fault.peer, "reason": fault.reason, "count": fault.count}
-            for fault in repos.faults(repo.id)
-        ],
-    }
-
-
-def _lines(fields: dict[str, object]) -> list[str]:
-    words = ["external" if fields["external"] else "own", f"state {fields['seq']}"]
-    words += ["followed"] if fields["followed"] else []
-    words += [] if fields["here"] or not fields["external"] else ["not here yet"]
-    words += [f"{fields['large_files']} large files kept"] if fields["large_files"] else []
-    words += ["expired"] if fields["expired"] else []
-    words += [UPDATES] if fields["has_updates"] else []
-    lines = [
-        f"{fields['name']} {fields['repo']}",
-        f"  {', '.join(words)}",
-        f"  by {fields['creator']}" + (f": {fields['description']}" if fields["description"] else ""),
-    ]
-    if fields["equivocation"]:
-        lines.append(
-            "  EQUIVOCATION: its creator signed two states that contradict each other; neither is followed"
-        )
-    faults = cast("list[dict[str, object]]", fields["faults"])
-    return lines + [f"  {fault['peer']} {fault['reason']} ({fault['count']} times)" for fault in faults]
+    with _open(context, create=False) as repos:
+        repo = _find(context, repos)
+        aliases = {node.key: node.alias for node in repos.nodes()}
+    if repo.is_external:
+        raise PolicyError(f"who pushed to {repo.name!r} is known to its owner only: {repo.creator}")
+    pushes = read_pushes(context.root(create=False)).get(repo.id, [])
+    for push in pushes:
+        if context.ui.is_json:
+            context.ui.record({"repo": str(repo.id), "name": repo.name, **push_fields(push)})
+        else:
+            context.ui.result(push_line(push, aliases))
+    if not pushes:
+        context.ui.note(f"nobody has pushed to {repo.name} through this node")
+    return 0
 
 
 # --- clones -------------------------------------------------------------------------------------------------
@@ -390,9 +367,3 @@ def _wake(context: Context) -> None:
     root = context.root(create=False)
     with suppress(NotFoundError, TemporaryError):
         post_node(root, running_node(root), "/v1/local/p2p/wake")
-
-
-def _now() -> float:
-    import time
-
-    return time.time()  # noqa: TID251 - compared with a record of another host
