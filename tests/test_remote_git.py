@@ -46,6 +46,14 @@ def member(tmp_path_factory: pytest.TempPathFactory, owner: P2pNode) -> Iterator
     node.close()
 
 
+@pytest.fixture
+def loner(tmp_path: Path) -> Iterator[P2pNode]:
+    """Has a node, which knows nobody."""
+    node = P2pNode(tmp_path / "loner").start("--no-discover")
+    yield node
+    node.close()
+
+
 def peer_id(node: P2pNode) -> str:
     return NodeKey.parse(str(node.key)).peer_id
 
@@ -115,6 +123,33 @@ def test_partial_clone_fetches_blobs_when_they_are_needed(owner: P2pNode, member
 def test_archive(owner: P2pNode, client: P2pNode) -> None:
     client.git("archive", f"--remote={owner.url()}", "-o", client.directory / "tiny.tar", "main")
     assert (client.directory / "tiny.tar").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative"])
+def test_submodules_come_once_the_user_allows_the_transport(
+    owner: P2pNode, loner: P2pNode, spelling: str
+) -> None:
+    """git allows unknown transports to what users type, not to what a repository names; it says so.
+
+    Of `p2p://KEY/app.git?addr=...` and `../tiny.git` git makes a URL without the address: the node reloners it.
+    """
+    allow = ("-c", "protocol.p2p.allow=always")
+    app = owner.repository(f"app-{spelling}")
+    owner.git("remote", "add", "origin", owner.url(f"{app.name}.git"), cwd=app)
+    url = "../tiny.git" if spelling == "relative" else owner.url()
+    owner.git(*allow, "submodule", "add", "-q", url, "lib", cwd=app)
+    owner.git("commit", "-q", "-m", "a submodule", cwd=app)
+    owner.share(app)
+    target = loner.directory / app.name
+    refused = loner.git("clone", "--recurse-submodules", owner.url(app.name), target, ok=False)
+    assert "transport 'p2p' not allowed" in refused.err
+    assert (target / "file0.txt").exists(), "the repository itself is there"
+    loner.git(*allow, "submodule", "update", "--init", cwd=target)
+    again = loner.directory / f"{app.name}-again"
+    loner.git(*allow, "clone", "-q", "--recurse-submodules", owner.url(app.name), again)
+    for clone in (target, again):
+        assert loner.head(clone / "lib") == owner.head(owner.directory / "tiny")
+        assert (clone / "lib" / "file0.txt").read_text() == "tiny 0\n"
 
 
 def test_a_stranger_may_not_push_and_is_told_so(owner: P2pNode, client: P2pNode) -> None:
