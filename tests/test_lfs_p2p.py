@@ -206,9 +206,12 @@ def test_a_copy_of_more_than_the_bound_is_kept_when_asked_for(new: New) -> None:
     )
     wait_until(lambda: "more than sync_lfs_bytes_max" in bob.node_running.err, "it is said")
     assert has_copy(bob, {})
+    bob.ok("repo", "clone", "--repo-id", "work", "--output", "clone", "--lfs")
+    assert has_copy(bob, FILES)
+    bob.ok("pull", "clone", "--no-share")
+    assert {name: (bob.directory / "clone" / name).read_bytes() for name in FILES} == FILES
     done = bob.ok("repo", "sync", "--repo-id", "work", "--lfs")
     assert done.out == "work: state 1, 2 large files kept, 2.9 MiB\n"
-    assert has_copy(bob, FILES)
     assert bob.ok("repo", "sync", "--lfs", "--json").records[0]["large_bytes"] == 3_070_000
     # From now on it keeps what the branches name, and not what they named.
     newer = FILES | {"a.bin": content(3, 2_000_000)}

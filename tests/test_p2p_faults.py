@@ -302,15 +302,20 @@ def test_a_bad_bundle_is_not_kept_and_a_good_one_is_fetched_later(
     assert owner.asked.count("bundle") == count
 
 
-def test_a_lying_peer_comes_first_and_another_one_is_used(
-    victim: P2pNode, make_peer: Callable[[str], FakePeer]
-) -> None:
+def hears_of_it_from_a_bad_owner(
+    victim: P2pNode,
+    make_peer: Callable[[str], FakePeer],
+    *,
+    cut_at: int | None = None,
+    flip_at: int | None = None,
+) -> tuple[FakePeer, FakePeer]:
+    """The victim has a copy at the end: it asks the owner first, who is bad, and then somebody honest."""
     owner, honest = make_peer("owner"), make_peer("honest")
     signed = signed_repo(owner, victim)
-    owner.flip_at = 1000
+    honest.bundle = owner.bundle
+    owner.cut_at, owner.flip_at = cut_at, flip_at
     for peer in (owner, honest):
         peer.states = [signed.encode()]
-    honest.bundle = owner.bundle
     victim.start("--bootstrap-node", f"{owner.key}@{owner.addr}")
     honest.join(victim)
     honest.claim(signed)
@@ -321,6 +326,13 @@ def test_a_lying_peer_comes_first_and_another_one_is_used(
     owner.say(announce_state(signed))
     record = victim.until("theirs", here=True)
     victim.git("fsck", "--strict", cwd=Path(str(record["path"])))
+    return owner, honest
+
+
+def test_a_lying_peer_comes_first_and_another_one_is_used(
+    victim: P2pNode, make_peer: Callable[[str], FakePeer]
+) -> None:
+    owner, _ = hears_of_it_from_a_bad_owner(victim, make_peer, flip_at=1000)
     assert "bundle" in owner.asked, "who was asked first"
     assert faults(victim) == {str(owner.key): "sent a bundle that is not the one of the state"}
 
@@ -330,22 +342,9 @@ def test_a_cut_bundle_goes_on_with_another_peer(
     victim: P2pNode, make_peer: Callable[[str], FakePeer], is_right: bool
 ) -> None:
     """From where the first one left, or from the beginning where what he had sent was wrong; the second is no liar."""
-    owner, honest = make_peer("owner"), make_peer("honest")
-    signed = signed_repo(owner, victim)
-    honest.bundle = owner.bundle
-    owner.cut_at, owner.flip_at = 2 * CHUNK_BYTES, None if is_right else CHUNK_BYTES
-    for peer in (owner, honest):
-        peer.states = [signed.encode()]
-    victim.start("--bootstrap-node", f"{owner.key}@{owner.addr}")
-    honest.join(victim)
-    honest.claim(signed)
-    wait_until(
-        lambda: len(victim.megalfs.ok("node", "list").out.splitlines()) >= 2, "the honest one is known"
+    owner, honest = hears_of_it_from_a_bad_owner(
+        victim, make_peer, cut_at=2 * CHUNK_BYTES, flip_at=None if is_right else CHUNK_BYTES
     )
-    owner.join(victim)
-    owner.say(announce_state(signed))
-    record = victim.until("theirs", here=True)
-    victim.git("fsck", "--strict", cwd=Path(str(record["path"])))
     assert owner.firsts == [0]
     assert honest.firsts == ([2] if is_right else [2, 0])
     assert faults(victim) == {}

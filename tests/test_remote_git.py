@@ -165,6 +165,16 @@ def test_a_stranger_may_not_push_and_is_told_so(owner: P2pNode, client: P2pNode)
     assert listed != client.head(target)
 
 
+def test_a_push_without_a_key_is_told_to_make_one(owner: P2pNode, client: P2pNode, tmp_path: Path) -> None:
+    """A clone needs none; a key for this once, which a push would have, is none that an owner could list."""
+    target = tmp_path / "keyless"
+    client.git("clone", "-q", owner.url("pushed.git"), target, MEGALFS_ROOT=str(tmp_path / "none"))
+    done = client.git("push", "origin", "main", cwd=target, ok=False, MEGALFS_ROOT=str(tmp_path / "none"))
+    assert "megalfs: a push needs a key" in done.err
+    assert "megalfs: hint: megalfs auth init" in done.err
+    assert "may not push" not in done.err
+
+
 def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2pNode) -> None:
     owner.megalfs.ok("repo", "allow", "pushed", member.key)
     target = member.directory / "pushing"
@@ -277,7 +287,7 @@ def test_a_link_in_the_place_of_a_repository_is_not_followed(owner: P2pNode, cli
     assert "is not at its place" in done.err
 
 
-def test_one_object_by_its_name(owner: P2pNode, client: P2pNode) -> None:
+def test_one_object_by_its_name(owner: P2pNode, client: P2pNode, member: P2pNode) -> None:
     head = owner.head(owner.directory / "tiny")
     blob = owner.head(owner.directory / "tiny", "HEAD:file0.txt")
     for name in (head, blob):
@@ -286,8 +296,9 @@ def test_one_object_by_its_name(owner: P2pNode, client: P2pNode) -> None:
         assert hashlib.sha1(target.read_bytes()).hexdigest() == name
     done = client.megalfs.run("repo", "object", owner.url("object/" + "0" * 40))
     assert done.code == 3
-    done = client.git("clone", owner.url(f"object/{head}"), ok=False)
-    assert "megalfs repo object" in done.err
+    for node in (client, member):
+        done = node.git("clone", owner.url(f"object/{head}"), ok=False)
+        assert "megalfs: hint: megalfs repo object" in done.err
 
 
 def test_allow_list_mode(tmp_path: Path, client: P2pNode, member: P2pNode) -> None:

@@ -124,8 +124,8 @@ def next_step(states: Sequence[SignedState], announced: int, copy: Mapping[str, 
 
 def announced_seq(gossip: Gossip, repo: RepoId) -> int:
     """The number of the state that a repository's owner announced last; 0 when he did not."""
-    bodies = [each.body for each in gossip.known("repo")]
-    return max((body.seq for body in bodies if isinstance(body, RepoBody) and body.repo == repo), default=0)
+    bodies = [each.body for each in gossip.about("repo", str(repo))]
+    return max((body.seq for body in bodies if isinstance(body, RepoBody)), default=0)
 
 
 def holders(gossip: Gossip, repo: RepoId, creator: NodeKey | None, own: NodeKey) -> list[NodeKey]:
@@ -135,7 +135,7 @@ def holders(gossip: Gossip, repo: RepoId, creator: NodeKey | None, own: NodeKey)
         for each in gossip.known("file")
         if isinstance(each.body, FileBody) and each.body.repo == repo
     ]
-    owners = [each.key for each in gossip.known("repo") if each.subject == str(repo)]
+    owners = [each.key for each in gossip.about("repo", str(repo))]
     keys = [*owners, *filter(None, [creator]), *(key for _, key in sorted(files, reverse=True))]
     return [key for key in dict.fromkeys(keys) if key != own]
 

@@ -116,8 +116,7 @@ class CopyLfs:
         wanted = await asyncio.to_thread(tip_pointers, Path(row.path), refs)
         missing = [each for each in wanted if not self._is_held(each)]
         self._check_room(row, wanted, missing, is_asked=is_asked)
-        for pointer in missing:
-            await self._fetch(row, pointer)
+        await self._fetch_all(row, missing)
         await asyncio.to_thread(self._let_go, repo, wanted)
         size = sum(each.size for each in wanted)
         if missing:
@@ -146,11 +145,22 @@ class CopyLfs:
                 f"the disk would run low with {more} bytes of large files of {row.name!r}: {hint}"
             )
 
-    async def _fetch(self, row: Repo, pointer: Pointer) -> None:
+    async def _fetch_all(self, row: Repo, pointers: list[Pointer]) -> None:
+        """What nobody has does not hold up the others; raises the last failure."""
         url = f"p2p://{row.creator.peer_id}/{row.id}.git"
-        directory = self._objects.directory
-        await self._downloads.hold(Transfer.from_remote(pointer.oid, pointer.size, directory, url))
-        await asyncio.to_thread(self._repos.put_large_file, row.id, pointer.oid)
+        failure: MegalfsError | None = None
+        for pointer in pointers:
+            transfer = Transfer.from_remote(pointer.oid, pointer.size, self._objects.directory, url)
+            try:
+                await self._downloads.hold(transfer)
+            except SpaceError:
+                raise
+            except MegalfsError as error:
+                failure = error
+            else:
+                await asyncio.to_thread(self._repos.put_large_file, row.id, pointer.oid)
+        if failure is not None:
+            raise failure
 
     def _let_go(self, repo: RepoId, wanted: list[Pointer]) -> None:
         """What was fetched for this copy and is no longer named by a branch. Blocks."""

@@ -130,9 +130,7 @@ class RepoSync:
     async def _keep_in_step(self, repo: Repo) -> None:
         states = await asyncio.to_thread(self._repos.states, repo.id)
         announced = announced_seq(self._p2p.gossip.gossip, repo.id)
-        if (
-            next_step(states, announced, None) is Step.ASK
-        ):  # a state too large for gossip, or one that was lost
+        if next_step(states, announced, None) is Step.ASK:  # too large for gossip, or lost on the way
             await self._intake.ask_around(repo.id, self.sources.holders(repo.id))
         await self._bring(repo.id, is_asked=False)
 
@@ -188,6 +186,8 @@ class RepoSync:
                 if RepoId.of(body.root, self._p2p.key) == repo_id:
                     gone = RepoBody(repo_id, body.name, "", body.root, body.seq, body.state, is_removed=True)
                     self._p2p.gossip.announce(gone)
+
+    # --- what others say ---------------------------------------------------------------------------------------
 
     def _learned(self, news: Learned) -> None:
         body = news.announcement.body
