@@ -67,7 +67,8 @@ class RepoSync:
             trusted=node.settings.trusted_keys, lock=self._lock, changed=self._changed,
         )  # fmt: skip
         self.sources = BundleSources(node, repos, p2p, self._transfer, self._intake.blame)
-        self.copied: Callable[[RepoId], None] = lambda _: None  # told when a copy is as its state says
+        self.copied: Callable[[RepoId], None] = lambda _: None  # told once for each state that a copy is at
+        self._copied: dict[RepoId, str] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: dict[RepoId, asyncio.Lock] = {}
@@ -277,7 +278,9 @@ class RepoSync:
             case Step.NONE:
                 pass
         self._announce(row, states)
-        self.copied(repo)
+        if self._copied.get(repo) != states[0].hash:
+            self._copied[repo] = states[0].hash
+            self.copied(repo)
         if announced_seq(self._p2p.gossip.gossip, repo) <= states[0].state.seq:
             self._rounds.settled(repo)
         else:
