@@ -236,6 +236,7 @@ class Settings:
     gossip_seen_s: float = field(default=300.0, metadata=_by(_duration))
     sync_interval_s: float = field(default=60.0, metadata=_by(_duration))
     sync_bytes_max: int = field(default=10_000_000_000, metadata=_by(_bytes))
+    sync_lfs_bytes_max: int = field(default=1_000_000_000, metadata=_by(_bytes))
 
     # Whom we believe, and who may ask us.
     trusted_keys: frozenset[NodeKey] = field(default=frozenset(), metadata=_by(_list(_key, frozenset)))

@@ -55,11 +55,13 @@ class P2pNode:
         query = "".join(f"&{name}={value}" for name, value in more.items())
         return f"p2p://{self.key}/{repo}?addr={self.addr}{query}"
 
-    def git(self, *argv: object, cwd: Path | None = None, ok: bool = True, **environ: str) -> Done:
+    def git(
+        self, *argv: object, cwd: Path | None = None, ok: bool = True, stdin: str = "", **environ: str
+    ) -> Done:
         """Runs stock git."""
         done = subprocess.run(
             ["git", *map(str, argv)], cwd=cwd or self.directory, env=self.git_environ | environ,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=False,
+            input=stdin.encode(), capture_output=True, timeout=120, check=False,
         )  # fmt: skip
         result = Done(done.returncode, done.stdout.decode(), done.stderr.decode())
         assert not ok or result.code == 0, f"git {argv}: {result.code}\n{result.err}"

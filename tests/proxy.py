@@ -24,6 +24,7 @@ class Proxy:
         address: `127.0.0.1:PORT` to dial instead.
         passed: bytes that came from the server so far, over all connections.
         stall_after: bytes from the server after which one byte a second passes; None for never.
+        cut_after: bytes from the server after which every connection ends at once; None for never.
     """
 
     def __init__(self, upstream: str, *, stall_after: int | None = None, is_closed: bool = False) -> None:
@@ -40,6 +41,7 @@ class Proxy:
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.passed = 0
         self.stall_after = stall_after
+        self.cut_after: int | None = None
         self._start(self._accept)
 
     def open(self) -> None:
@@ -78,7 +80,7 @@ class Proxy:
                 self._pump(client, server)
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not self._is_cut():
             readable, _, _ = select.select([client, server], [], [], POLL_S)
             for source in readable:
                 block = source.recv(BLOCK_BYTES if source is client else self._allowance())
@@ -88,6 +90,9 @@ class Proxy:
                 if source is server:
                     with self._lock:
                         self.passed += len(block)
+
+    def _is_cut(self) -> bool:
+        return self.cut_after is not None and self.passed >= self.cut_after
 
     def _allowance(self) -> int:
         """How many bytes of the server may pass now; waits where only one a second may."""

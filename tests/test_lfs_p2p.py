@@ -10,6 +10,8 @@ from helpers_lfs import Person, content, new_person, objects_in, oid_of, require
 from helpers_p2p import FAST, helpers_on_path
 from processes import Running, wait_until
 
+from megalfs.git.copy_lfs import leaves_room
+
 __all__ = ["new_person"]
 
 pytestmark = requires_git_lfs
@@ -143,7 +145,10 @@ def test_a_strangers_objects_are_refused(new: New) -> None:
 def test_the_owner_is_gone_and_who_cloned_serves_the_large_files(new: New) -> None:
     ann = new("ann").with_node()
     bootstrap = f"{ann.key}@{ann.addr}"
-    bob, carol = (new(name).with_node("--bootstrap-node", bootstrap) for name in ("bob", "carol"))
+    bob, carol = (
+        new(name, MEGALFS_SYNC_LFS_BYTES_MAX="0").with_node("--bootstrap-node", bootstrap)
+        for name in ("bob", "carol")
+    )
     ann.share(ann.repository(FILES))
     for each in (bob, carol):
         wait_until(lambda: "state 1, followed\n" in each.run("repo", "list").out, "a copy of the history")  # noqa: B023
@@ -159,6 +164,71 @@ def test_the_owner_is_gone_and_who_cloned_serves_the_large_files(new: New) -> No
     assert "is away" in said
     for clone in ("one", "two"):
         assert {name: (carol.directory / clone / name).read_bytes() for name in FILES} == FILES
+
+
+def has_copy(person: Peer, files: dict[str, bytes]) -> bool:
+    """Whether a node's own store has the files, and nothing else."""
+    return {path.name for path in (person.root / "lfs").glob("[0-9a-f]*")} == set(map(oid_of, files.values()))
+
+
+def test_a_copy_has_the_large_files_too(new: New) -> None:
+    """Nobody ever cloned; the owner is killed; who comes then gets everything from the node that kept a copy."""
+    ann = new("ann").with_node()
+    work = ann.repository(FILES)
+    ann.git("branch", "other", cwd=work)
+    ann.commit(work, {"dir/b.bin": b"newer on main"})
+    ann.share(work)
+    files = FILES | {"newer": b"newer on main"}
+    bob = new("bob").with_node("--bootstrap-node", f"{ann.key}@{ann.addr}")
+    wait_until(lambda: has_copy(bob, files), "what both branches name")
+    ann.node_running.kill()
+    # By the copy's own key, by somebody who runs no node.
+    carol = new("carol")
+    carol.git("clone", "-q", f"{bob.url()}?addr={bob.addr}", "clone")
+    assert (carol.directory / "clone" / "a.bin").read_bytes() == FILES["a.bin"]
+    assert (carol.directory / "clone" / "dir/b.bin").read_bytes() == b"newer on main"
+    carol.git("checkout", "-q", "other", cwd=carol.directory / "clone")
+    assert (carol.directory / "clone" / "dir/b.bin").read_bytes() == FILES["dir/b.bin"]
+    assert carol.git("lfs", "fsck", cwd=carol.directory / "clone").strip() == "Git LFS fsck OK"
+    # By the owner's key, by somebody whose node knows the copy.
+    dave = new("dave").with_node("--bootstrap-node", f"{bob.key}@{bob.addr}")
+    wait_until(lambda: "work" in dave.run("repo", "list").out, "known")
+    assert "is away" in dave.git("clone", ann.url(), "clone")
+    assert (dave.directory / "clone" / "a.bin").read_bytes() == FILES["a.bin"]
+
+
+def test_a_copy_of_more_than_the_bound_is_kept_when_asked_for(new: New) -> None:
+    ann = new("ann").with_node()
+    work = ann.repository(FILES)
+    ann.share(work)
+    bob = new("bob", MEGALFS_SYNC_LFS_BYTES_MAX="1MB").with_node(
+        "--bootstrap-node", f"{ann.key}@{ann.addr}", "--verbose"
+    )
+    wait_until(lambda: "more than sync_lfs_bytes_max" in bob.node_running.err, "it is said")
+    assert has_copy(bob, {})
+    bob.ok("repo", "clone", "--repo-id", "work", "--output", "clone", "--lfs")
+    assert has_copy(bob, FILES)
+    bob.ok("pull", "clone", "--no-share")
+    assert {name: (bob.directory / "clone" / name).read_bytes() for name in FILES} == FILES
+    done = bob.ok("repo", "sync", "--repo-id", "work", "--lfs")
+    assert done.out == "work: state 1, 2 large files kept, 2.9 MiB\n"
+    assert bob.ok("repo", "sync", "--lfs", "--json").records[0]["large_bytes"] == 3_070_000
+    # From now on it keeps what the branches name, and not what they named.
+    newer = FILES | {"a.bin": content(3, 2_000_000)}
+    ann.commit(work, newer)
+    wait_until(lambda: has_copy(bob, newer), "the new version, and not the old one")
+    # It survives a restart, and is not fetched again.
+    bob.node_running.kill()
+    bob.with_node()
+    assert bob.ok("repo", "list", "--json").records[0]["large_files"] == 2
+    done = ann.run("repo", "sync", "--lfs")
+    assert (done.code, "shared from here" in done.err) == (10, True)
+
+
+def test_the_last_twentieth_of_a_disk_is_left_alone() -> None:
+    assert leaves_room(900, free=950, total=1000)
+    assert not leaves_room(901, free=950, total=1000)
+    assert leaves_room(0, free=0, total=0)
 
 
 def knows_both(person: Peer) -> bool:

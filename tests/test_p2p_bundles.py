@@ -9,6 +9,8 @@ from random import Random
 
 import pytest
 from helpers_p2p import P2pNode
+from processes import free_port, wait_until
+from proxy import proxy
 
 BIG_BYTES = 17 << 20  # more than what is worth a bundle
 
@@ -113,3 +115,36 @@ def test_bundles_that_do_not_come_are_no_obstacle(trio: Trio, fault: str) -> Non
     target, _ = trio.clone("clone")
     assert trio.client.head(target) == trio.tip
     trio.client.git("fsck", "--strict", cwd=target)
+
+
+def test_a_link_that_is_cut_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Two real nodes, a proxy between them; the owner's swarm port is said to be one where nobody listens."""
+    owner = P2pNode(tmp_path / "owner", MEGALFS_ADVERTISE=f"127.0.0.1:{free_port()}").start()
+    client = P2pNode(tmp_path / "client")
+    try:
+        with proxy(owner.addr) as path:
+            path.cut_after = BIG_BYTES // 2
+            repository = owner.repository("big")
+            (repository / "big.bin").write_bytes(Random(1).randbytes(BIG_BYTES))
+            owner.commit(repository, "some.txt", "x")
+            repo_id = owner.share(repository)
+            client.start("--bootstrap-node", f"{owner.key}@{path.address}", "--no-discover")
+            bundles = client.megalfs.root / "repos" / "bundles"
+            wait_until(lambda: any(bundles.glob(".*.partial")), "it begins")
+            wait_until(lambda: path.passed >= BIG_BYTES // 2, "it is cut")
+            (partial,) = bundles.glob(".*.partial")
+            # Killed while it waits for another try.
+            client.running.kill()  # type: ignore[union-attr]
+            kept, before = partial.stat().st_size, path.passed
+            assert BIG_BYTES // 4 < kept < BIG_BYTES
+            path.cut_after = None
+            client.start("--bootstrap-node", f"{owner.key}@{path.address}", "--no-discover")
+            record = client.until("big", here=True)
+            client.git("fsck", "--strict", cwd=Path(str(record["path"])))
+            assert client.megalfs.ok("repo", "sync", "--repo-id", repo_id, "--json").records[0]["seq"] == 1
+            again = path.passed - before
+            assert BIG_BYTES - kept < again < BIG_BYTES - kept + (2 << 20), "the rest, gossip and headers"
+            assert [each.name for each in bundles.glob(".*")] == []
+    finally:
+        for node in (client, owner):
+            node.close()

@@ -16,7 +16,7 @@ from helpers_p2p import P2pNode
 from processes import wait_until
 
 from megalfs.core.announcements import FileBody, NodeBody, announce, announce_state, parse_announcement
-from megalfs.core.bundle_protocol import CHUNK_BYTES, Chunk, Done, Start, encode
+from megalfs.core.bundle_protocol import CHUNK_BYTES, Chunk, Done, Request, Start, decode, encode
 from megalfs.core.gossip_frames import Announce, Digest
 from megalfs.core.gossip_frames import decode as decode_frame
 from megalfs.core.gossip_frames import encode as encode_frame
@@ -44,6 +44,7 @@ class FakePeer:
         self.cut_at: int | None = None
         self.flip_at: int | None = None
         self.asked: list[str] = []
+        self.firsts: list[int] = []  # the chunks at which bundles were asked for
         self._gossip: Stream | None = None
         self._links: list[TlsLink] = []
         self._carrier = TlsCarrier(self.private, certificate=write_certificate(self.private, directory))
@@ -105,16 +106,18 @@ class FakePeer:
                 await stream.send(text)
                 await stream.send(b"\n")
         elif stream.service == "bundle":
-            await stream.receive()
-            await self._send_bundle(stream)
+            request = decode(await stream.receive())
+            assert isinstance(request, Request)
+            self.firsts.append(request.first)
+            await self._send_bundle(stream, request.first)
         await stream.finish()
 
-    async def _send_bundle(self, stream: Stream) -> None:
+    async def _send_bundle(self, stream: Stream, first: int) -> None:
         content = bytearray(self.bundle)
         if self.flip_at is not None:
             content[self.flip_at] ^= 1
         await stream.send(encode(Start(len(content), "../../evil")))
-        for index, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+        for index, start in enumerate(range(first * CHUNK_BYTES, len(content), CHUNK_BYTES), first):
             if self.cut_at is not None and start >= self.cut_at:
                 raise MegalfsError("cut")
             await stream.send(encode(Chunk(index, bytes(content[start : start + CHUNK_BYTES]))))
@@ -299,15 +302,20 @@ def test_a_bad_bundle_is_not_kept_and_a_good_one_is_fetched_later(
     assert owner.asked.count("bundle") == count
 
 
-def test_a_lying_peer_comes_first_and_another_one_is_used(
-    victim: P2pNode, make_peer: Callable[[str], FakePeer]
-) -> None:
+def hears_of_it_from_a_bad_owner(
+    victim: P2pNode,
+    make_peer: Callable[[str], FakePeer],
+    *,
+    cut_at: int | None = None,
+    flip_at: int | None = None,
+) -> tuple[FakePeer, FakePeer]:
+    """The victim has a copy at the end: it asks the owner first, who is bad, and then somebody honest."""
     owner, honest = make_peer("owner"), make_peer("honest")
     signed = signed_repo(owner, victim)
-    owner.flip_at = 1000
+    honest.bundle = owner.bundle
+    owner.cut_at, owner.flip_at = cut_at, flip_at
     for peer in (owner, honest):
         peer.states = [signed.encode()]
-    honest.bundle = owner.bundle
     victim.start("--bootstrap-node", f"{owner.key}@{owner.addr}")
     honest.join(victim)
     honest.claim(signed)
@@ -318,8 +326,30 @@ def test_a_lying_peer_comes_first_and_another_one_is_used(
     owner.say(announce_state(signed))
     record = victim.until("theirs", here=True)
     victim.git("fsck", "--strict", cwd=Path(str(record["path"])))
+    return owner, honest
+
+
+def test_a_lying_peer_comes_first_and_another_one_is_used(
+    victim: P2pNode, make_peer: Callable[[str], FakePeer]
+) -> None:
+    owner, _ = hears_of_it_from_a_bad_owner(victim, make_peer, flip_at=1000)
     assert "bundle" in owner.asked, "who was asked first"
     assert faults(victim) == {str(owner.key): "sent a bundle that is not the one of the state"}
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_a_cut_bundle_goes_on_with_another_peer(
+    victim: P2pNode, make_peer: Callable[[str], FakePeer], is_right: bool
+) -> None:
+    """From where the first one left, or from the beginning where what he had sent was wrong; the second is no liar."""
+    owner, honest = hears_of_it_from_a_bad_owner(
+        victim, make_peer, cut_at=2 * CHUNK_BYTES, flip_at=None if is_right else CHUNK_BYTES
+    )
+    assert owner.firsts == [0]
+    assert honest.firsts == ([2] if is_right else [2, 0])
+    assert faults(victim) == {}
+    bundles = victim.megalfs.root / "repos" / "bundles"
+    assert [path.suffix for path in bundles.iterdir()] == [".bundle"]
 
 
 def test_a_node_says_something_every_interval(victim: P2pNode, make_peer: Callable[[str], FakePeer]) -> None:

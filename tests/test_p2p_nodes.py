@@ -249,6 +249,21 @@ def test_a_repository_that_is_no_longer_shared_is_no_longer_listed(new: New) -> 
     assert "stays" in far.repos()
 
 
+def test_a_repository_of_a_thousand_tags_is_kept_in_step_too(new: New) -> None:
+    """Its state is too long for gossip: it is asked for when its owner announces its number."""
+    one, two = new("one").start(), new("two")
+    path = one.repository()
+    head = one.head(path)
+    for count in (1000, 1001):
+        lines = "".join(f"create refs/tags/a-tag-with-a-long-name-{count}-{n} {head}\n" for n in range(1000))
+        one.git("update-ref", "--stdin", cwd=path, stdin=lines)
+        if count == 1000:
+            one.share(path)
+            two.start("--bootstrap-node", one.bootstrap)
+        two.until("tiny", here=True, refs=(2002 if count == 1001 else 1002))
+    assert heads(two, Path(str(two.repos()["tiny"]["path"]))) == heads(one, path)
+
+
 def test_pull_whatever_the_branch_is_called(new: New) -> None:
     one, two = new("one").start(), new("two")
     path = one.repository()

@@ -46,6 +46,14 @@ def member(tmp_path_factory: pytest.TempPathFactory, owner: P2pNode) -> Iterator
     node.close()
 
 
+@pytest.fixture
+def loner(tmp_path: Path) -> Iterator[P2pNode]:
+    """Has a node, which knows nobody."""
+    node = P2pNode(tmp_path / "loner").start("--no-discover")
+    yield node
+    node.close()
+
+
 def peer_id(node: P2pNode) -> str:
     return NodeKey.parse(str(node.key)).peer_id
 
@@ -117,6 +125,33 @@ def test_archive(owner: P2pNode, client: P2pNode) -> None:
     assert (client.directory / "tiny.tar").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("spelling", ["absolute", "relative"])
+def test_submodules_come_once_the_user_allows_the_transport(
+    owner: P2pNode, loner: P2pNode, spelling: str
+) -> None:
+    """git allows unknown transports to what users type, not to what a repository names; it says so.
+
+    Of `p2p://KEY/app.git?addr=...` and `../tiny.git` git makes a URL without the address: the node reloners it.
+    """
+    allow = ("-c", "protocol.p2p.allow=always")
+    app = owner.repository(f"app-{spelling}")
+    owner.git("remote", "add", "origin", owner.url(f"{app.name}.git"), cwd=app)
+    url = "../tiny.git" if spelling == "relative" else owner.url()
+    owner.git(*allow, "submodule", "add", "-q", url, "lib", cwd=app)
+    owner.git("commit", "-q", "-m", "a submodule", cwd=app)
+    owner.share(app)
+    target = loner.directory / app.name
+    refused = loner.git("clone", "--recurse-submodules", owner.url(app.name), target, ok=False)
+    assert "transport 'p2p' not allowed" in refused.err
+    assert (target / "file0.txt").exists(), "the repository itself is there"
+    loner.git(*allow, "submodule", "update", "--init", cwd=target)
+    again = loner.directory / f"{app.name}-again"
+    loner.git(*allow, "clone", "-q", "--recurse-submodules", owner.url(app.name), again)
+    for clone in (target, again):
+        assert loner.head(clone / "lib") == owner.head(owner.directory / "tiny")
+        assert (clone / "lib" / "file0.txt").read_text() == "tiny 0\n"
+
+
 def test_a_stranger_may_not_push_and_is_told_so(owner: P2pNode, client: P2pNode) -> None:
     target = client.directory / "stranger"
     client.git("clone", "-q", owner.url("pushed.git"), target)
@@ -128,6 +163,16 @@ def test_a_stranger_may_not_push_and_is_told_so(owner: P2pNode, client: P2pNode)
         assert "megalfs repo allow pushed" in done.err
     listed = client.git("ls-remote", owner.url("pushed.git"), "refs/heads/main").out.split()[0]
     assert listed != client.head(target)
+
+
+def test_a_push_without_a_key_is_told_to_make_one(owner: P2pNode, client: P2pNode, tmp_path: Path) -> None:
+    """A clone needs none; a key for this once, which a push would have, is none that an owner could list."""
+    target = tmp_path / "keyless"
+    client.git("clone", "-q", owner.url("pushed.git"), target, MEGALFS_ROOT=str(tmp_path / "none"))
+    done = client.git("push", "origin", "main", cwd=target, ok=False, MEGALFS_ROOT=str(tmp_path / "none"))
+    assert "megalfs: a push needs a key" in done.err
+    assert "megalfs: hint: megalfs auth init" in done.err
+    assert "may not push" not in done.err
 
 
 def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2pNode) -> None:
@@ -143,11 +188,25 @@ def test_listed_keys_push_branches_tags_and_deletions(owner: P2pNode, member: P2
     assert owner.until("pushed", has_updates=False)["refs"] == 4, "announced at once"
     member.git("push", "-q", "origin", ":topic", cwd=target)
     assert "topic" not in owner.git("branch", cwd=bare).out
-    log = (owner.megalfs.root / "pushes.log").read_text()
-    assert f"refs/heads/topic {head} {'0' * 40} {member.key}" in log
+    pushes = owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records
+    assert [(each["ref"], each["new"]) for each in pushes] == [
+        ("refs/heads/main", head), ("refs/tags/v2", head), ("refs/heads/topic", head), ("refs/heads/topic", "0" * 40),
+    ]  # fmt: skip
+    assert {(each["key"], each["signer"], each["name"]) for each in pushes} == {(member.key, None, "pushed")}
+    shown = owner.megalfs.ok("repo", "log", "--repo-id", "pushed").out.splitlines()
+    assert shown[-1].endswith(f" refs/heads/topic deleted, was {head[:10]} by {member.key}")
+    listed = owner.megalfs.ok("repo", "list").out
+    assert listed.count(f"  last push {pushes[-1]['time']} to refs/heads/topic by {member.key}\n") == 1
+    assert "nobody has pushed to tiny" in owner.megalfs.ok("repo", "log", "--repo-id", "tiny").err
+    # What is refused was not pushed, and is in no log.
     refused = member.git("push", "origin", "HEAD:refs/hidden/x", cwd=target, ok=False)
     assert refused.code != 0
     assert "refused" in member.git("push", "origin", "HEAD:refs/heads/a/-h", cwd=target, ok=False).err
+    member.commit(target, "rewritten.txt", "x")
+    member.git("reset", "-q", "--hard", "HEAD~2", cwd=target)
+    assert "rejected" in member.git("push", "origin", "main", cwd=target, ok=False).err
+    assert "pushed by" not in member.git("push", "origin", "HEAD:refs/notes/x", cwd=target, ok=False).err
+    assert owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records == pushes
 
 
 def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
@@ -168,8 +227,8 @@ def test_signed_push_shows_who(owner: P2pNode, member: P2pNode) -> None:
     signing = ("-c", "gpg.format=ssh", "-c", f"user.signingkey={key_file}")
     done = member.git(*signing, "push", "--signed", "origin", "main", cwd=target)
     assert f"pushed by {member.key} signed by {member.key}" in done.err
-    last = (owner.megalfs.root / "pushes.log").read_text().splitlines()[-1]
-    assert last.endswith(f"{member.key} signed by {member.key}")
+    last = owner.megalfs.ok("repo", "log", "--repo-id", "pushed", "--json").records[-1]
+    assert (last["key"], last["signer"]) == (member.key, member.key)
     other = member.directory / "other_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
     member.commit(target, "forged.txt", "x")
@@ -228,7 +287,7 @@ def test_a_link_in_the_place_of_a_repository_is_not_followed(owner: P2pNode, cli
     assert "is not at its place" in done.err
 
 
-def test_one_object_by_its_name(owner: P2pNode, client: P2pNode) -> None:
+def test_one_object_by_its_name(owner: P2pNode, client: P2pNode, member: P2pNode) -> None:
     head = owner.head(owner.directory / "tiny")
     blob = owner.head(owner.directory / "tiny", "HEAD:file0.txt")
     for name in (head, blob):
@@ -237,8 +296,9 @@ def test_one_object_by_its_name(owner: P2pNode, client: P2pNode) -> None:
         assert hashlib.sha1(target.read_bytes()).hexdigest() == name
     done = client.megalfs.run("repo", "object", owner.url("object/" + "0" * 40))
     assert done.code == 3
-    done = client.git("clone", owner.url(f"object/{head}"), ok=False)
-    assert "megalfs repo object" in done.err
+    for node in (client, member):
+        done = node.git("clone", owner.url(f"object/{head}"), ok=False)
+        assert "megalfs: hint: megalfs repo object" in done.err
 
 
 def test_allow_list_mode(tmp_path: Path, client: P2pNode, member: P2pNode) -> None:

@@ -27,8 +27,9 @@ def transfer(content: bytes) -> list[Message]:
     return [Start(len(content), "tiny.bundle"), *chunks, Done(Oid(hashlib.sha256(content).digest()))]
 
 
-def receive(messages: list[Message], content: bytes) -> bytes:
+def receive(messages: list[Message], content: bytes, kept: bytes = b"") -> bytes:
     receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), len(content))
+    receiver.resume(kept)
     got = b"".join(receiver.feed(decode(encode(each))) for each in messages)
     if not receiver.is_done:
         raise RemoteProtocolError("cut")
@@ -39,6 +40,29 @@ def receive(messages: list[Message], content: bytes) -> bytes:
 def test_what_is_sent_arrives(size: int) -> None:
     content = bytes(index % 251 for index in range(size))
     assert receive(transfer(content), content) == content
+
+
+@pytest.mark.parametrize("size", [CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 7])
+def test_what_was_cut_goes_on_from_any_full_chunk(size: int) -> None:
+    content = bytes(index % 251 for index in range(size))
+    start, *chunks, done = transfer(content)
+    for first in range(size // CHUNK_BYTES + 1):
+        kept = content[: first * CHUNK_BYTES]
+        receiver = BundleReceiver(Oid(hashlib.sha256(content).digest()), size)
+        receiver.resume(kept)
+        assert decode(encode(receiver.request)) == Request(Oid(hashlib.sha256(content).digest()), first)
+        assert kept + receive([start, *chunks[first:], done], content, kept) == content
+
+
+def test_what_was_kept_is_proven_with_the_rest() -> None:
+    content = bytes(range(256)) * 600
+    start, *chunks, done = transfer(content)
+    with pytest.raises(IntegrityError):
+        receive([start, *chunks[1:], done], content, kept=bytes(CHUNK_BYTES))
+    with pytest.raises(RemoteProtocolError):  # from the beginning after all
+        receive([start, *chunks, done], content, kept=content[:CHUNK_BYTES])
+    with pytest.raises(RemoteProtocolError):
+        receive([start, *chunks[2:], done], content, kept=content[:CHUNK_BYTES])
 
 
 def test_every_fault_is_refused() -> None:
@@ -76,6 +100,8 @@ def test_every_fault_is_refused() -> None:
         b"\0",
         b"\5",
         b"\1" + bytes(31),
+        b"\1" + bytes(33),
+        b"\1" + bytes(37),
         b"\2" + bytes(7),
         b"\2" + bytes(8 + 256),
         b"\3" + bytes(4),

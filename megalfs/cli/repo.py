@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import quote
 
 from megalfs.cli.arguments import add_command, add_group, node_key
@@ -13,6 +13,7 @@ from megalfs.errors import (
     NotAuthorisedError,
     NotFoundError,
     PolicyError,
+    SpaceError,
     TemporaryError,
 )
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["add_commands"]
 
 SYNC_S_MAX = 3600.0
-UPDATES = "⚠️ HAS UPDATES"
+LFS_S_MAX = 7 * 86400.0  # a copy may have terabytes; the node goes on when the command is stopped
 _ERRORS: dict[int, type[MegalfsError]] = {
-    each.exit_code: each for each in (NotFoundError, IntegrityError, NotAuthorisedError, PolicyError)
+    each.exit_code: each
+    for each in (NotFoundError, IntegrityError, SpaceError, NotAuthorisedError, PolicyError)
 }
 
 
@@ -53,13 +55,17 @@ def add_commands(commands: Commands) -> None:
     remove = add_command(actions, "remove", _remove, "no longer share a repository; its files stay")
     remove.add_argument("repo", metavar="REPO", help="a name or id")
     add_command(actions, "list", _list, "the repositories of this node, and those it heard of")
+    pushes = add_command(actions, "log", _log, "who pushed what to a repository of this node")
+    _add_repo_id(pushes)
     clone = add_command(actions, "clone", _clone, "clone a repository from whoever has it")
     _add_repo_id(clone)
     clone.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
+    _add_lfs(clone)
     pull = add_command(actions, "pull", _pull, "update the clones of a repository")
     _add_repo_id(pull)
     sync = add_command(actions, "sync", _sync, "look for new states now, instead of within a minute")
     sync.add_argument("--repo-id", metavar="ID", help="only this one (all that are shared or followed)")
+    _add_lfs(sync)
     thing = add_command(actions, "object", _object, "one git object of a peer, to stdout or a file")
     thing.add_argument("url", metavar="URL", help="p2p://KEY/object/NAME?addr=HOST:PORT")
     thing.add_argument("--output", type=Path, metavar="FILE", help="instead of stdout")
@@ -74,6 +80,14 @@ def _add_allow(parser: object) -> None:
 def _add_repo_id(parser: object) -> None:
     parser.add_argument(  # type: ignore[attr-defined]  # as above
         "--repo-id", required=True, metavar="ID", help="did:repo:z..., or a name that only one has"
+    )
+
+
+def _add_lfs(parser: object) -> None:
+    parser.add_argument(  # type: ignore[attr-defined]  # as above
+        "--lfs",
+        action="store_true",
+        help="keep the large files of this copy too, whatever they weigh, from now on",
     )
 
 
@@ -145,61 +159,39 @@ def _remove(context: Context) -> int:
 
 
 def _list(context: Context) -> int:
+    from megalfs.cli.repo_view import repo_fields, repo_lines
+    from megalfs.git.push_log import read_pushes
+
+    pushes = read_pushes(context.root(create=False))
     with _open(context, create=False) as repos:
         for repo in repos.all():
-            fields = _fields(repos, repo)
+            fields = repo_fields(repos, repo, pushes.get(repo.id, ()))
             if context.ui.is_json:
                 context.ui.record(fields)
             else:
-                for line in _lines(fields):
+                for line in repo_lines(fields):
                     context.ui.result(line)
     return 0
 
 
-def _fields(repos: Repos, repo: Repo) -> dict[str, object]:
-    from megalfs.git.repos import has_updates
+def _log(context: Context) -> int:
+    from megalfs.cli.repo_view import push_fields, push_line
+    from megalfs.git.push_log import read_pushes
 
-    states = repos.states(repo.id)
-    newest = states[-1].state if states else None
-    return {
-        "repo": str(repo.id),
-        "name": repo.name,
-        "description": repo.description,
-        "creator": str(repo.creator),
-        "external": repo.is_external,
-        "followed": repo.is_followed,
-        "path": repo.path,
-        "seq": newest.seq if newest else 0,
-        "refs": len(newest.refs) if newest else 0,
-        "here": bool(repo.path) and (not repo.is_external or repos.refs(repo.id) == (newest and newest.refs)),
-        "expired": newest is not None and newest.is_expired(_now()),
-        "equivocation": [each.hash for each in states] if len(states) > 1 else [],
-        "has_updates": has_updates(repos, repo),
-        "clones": [clone.path for clone in repos.clones(repo.id)],
-        "faults": [
-            {"peer": fault.peer, "reason": fault.reason, "count": fault.count}
-            for fault in repos.faults(repo.id)
-        ],
-    }
-
-
-def _lines(fields: dict[str, object]) -> list[str]:
-    words = ["external" if fields["external"] else "own", f"state {fields['seq']}"]
-    words += ["followed"] if fields["followed"] else []
-    words += [] if fields["here"] or not fields["external"] else ["not here yet"]
-    words += ["expired"] if fields["expired"] else []
-    words += [UPDATES] if fields["has_updates"] else []
-    lines = [
-        f"{fields['name']} {fields['repo']}",
-        f"  {', '.join(words)}",
-        f"  by {fields['creator']}" + (f": {fields['description']}" if fields["description"] else ""),
-    ]
-    if fields["equivocation"]:
-        lines.append(
-            "  EQUIVOCATION: its creator signed two states that contradict each other; neither is followed"
-        )
-    faults = cast("list[dict[str, object]]", fields["faults"])
-    return lines + [f"  {fault['peer']} {fault['reason']} ({fault['count']} times)" for fault in faults]
+    with _open(context, create=False) as repos:
+        repo = _find(context, repos)
+        aliases = {node.key: node.alias for node in repos.nodes()}
+    if repo.is_external:
+        raise PolicyError(f"who pushed to {repo.name!r} is known to its owner only: {repo.creator}")
+    pushes = read_pushes(context.root(create=False)).get(repo.id, [])
+    for push in pushes:
+        if context.ui.is_json:
+            context.ui.record({"repo": str(repo.id), "name": repo.name, **push_fields(push)})
+        else:
+            context.ui.result(push_line(push, aliases))
+    if not pushes:
+        context.ui.note(f"nobody has pushed to {repo.name} through this node")
+    return 0
 
 
 # --- clones -------------------------------------------------------------------------------------------------
@@ -213,7 +205,7 @@ def _clone(context: Context) -> int:
         raise NotFoundError(f"{str(output)!r} exists", hint="choose another --output")
     with _open(context, create=False) as repos:
         repo = _find(context, repos)
-        _bring(context, repos, repo.id)
+        _bring(context, repos, repo.id, lfs=context.args.lfs)
         seq = clone_repository(repos, repo.id, output.absolute())
     if context.ui.is_json:
         context.ui.record({"repo": str(repo.id), "path": str(output.absolute()), "seq": seq})
@@ -267,16 +259,29 @@ def _sync(context: Context) -> int:
     failures = _Failures(context.ui)
     for repo in wanted:
         try:
-            answer = _ask_sync(context, repo.id)
+            answer = _ask_sync(context, repo.id, lfs=context.args.lfs)
         except MegalfsError as error:
             failures.add(repo.name, error)
             continue
         if context.ui.is_json:
-            context.ui.record({"repo": str(repo.id), "name": repo.name, "seq": answer["seq"]})
+            kept: dict[str, object] = {
+                name: answer[name] for name in ("seq", "large_files", "large_bytes") if name in answer
+            }
+            context.ui.record({"repo": str(repo.id), "name": repo.name, **kept})
         else:
-            context.ui.result(f"{repo.name}: state {answer['seq']}")
+            context.ui.result(f"{repo.name}: state {answer['seq']}{_kept(answer)}")
     failures.finish()
     return 0
+
+
+def _kept(answer: dict[str, object]) -> str:
+    from megalfs.cli.ui import size_text
+
+    match answer:
+        case {"large_files": int(count), "large_bytes": int(size)}:
+            return f", {count} large {'file' if count == 1 else 'files'} kept, {size_text(size)}"
+        case _:
+            return ""
 
 
 class _Failures:
@@ -304,10 +309,10 @@ def _find(context: Context, repos: Repos) -> Repo:
     return find_repository(repos, context.args.repo_id)
 
 
-def _bring(context: Context, repos: Repos, repo: RepoId) -> None:
+def _bring(context: Context, repos: Repos, repo: RepoId, *, lfs: bool = False) -> None:
     """The newest state through the node; when nobody can be reached, what is here is good enough."""
     try:
-        _ask_sync(context, repo)
+        _ask_sync(context, repo, lfs=lfs)
     except (TemporaryError, NotFoundError) as error:
         row = repos.find(repo)
         if row is None or not row.path:
@@ -336,12 +341,12 @@ def _object(context: Context) -> int:
 # --- the node -----------------------------------------------------------------------------------------------
 
 
-def _ask_sync(context: Context, repo: RepoId) -> dict[str, object]:
+def _ask_sync(context: Context, repo: RepoId, *, lfs: bool = False) -> dict[str, object]:
     from megalfs.cli.local_node import post_node, running_node
 
     root = context.root(create=False)
-    path = f"/v1/local/p2p/sync/{quote(str(repo), safe='')}"
-    answer = post_node(root, running_node(root), path, timeout_s=SYNC_S_MAX)
+    path = f"/v1/local/p2p/sync/{quote(str(repo), safe='')}" + ("?lfs=1" if lfs else "")
+    answer = post_node(root, running_node(root), path, timeout_s=LFS_S_MAX if lfs else SYNC_S_MAX)
     if "error" in answer:
         _raise(answer)
     return answer
@@ -362,9 +367,3 @@ def _wake(context: Context) -> None:
     root = context.root(create=False)
     with suppress(NotFoundError, TemporaryError):
         post_node(root, running_node(root), "/v1/local/p2p/wake")
-
-
-def _now() -> float:
-    import time
-
-    return time.time()  # noqa: TID251 - compared with a record of another host

@@ -132,6 +132,10 @@ class Gossip:
             for each in announcements
         ]
 
+    def about(self, kind: Kind, subject: str) -> list[Announcement]:
+        """As `known`, of one subject."""
+        return [each for origin in self._origins.values() for each in origin.known.get((kind, subject), ())]
+
     def inventory(self, key: NodeKey) -> bytes:
         """The digest of what is known of a key, but for its being there."""
         origin = self._origins.get(key)

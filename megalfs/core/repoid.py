@@ -121,6 +121,14 @@ class RepoUrl:
             via=via,
         )
 
+    @classmethod
+    def of_repository(cls, text: str) -> RepoUrl:
+        """As `parse`, where one object will not do."""
+        url = cls.parse(text)
+        if url.kind == "object":
+            raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {url}")
+        return url
+
     def __str__(self) -> str:
         me = f"{self.me.peer_id}@" if self.me else ""
         path = f"object/{self.repo}" if self.kind == "object" else f"{self.repo}.git"

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.announcements import FileBody
 from megalfs.core.identity import NodeKey
 from megalfs.core.repo_state import BundleRef
 from megalfs.core.repoid import RepoId
+from megalfs.core.sync import holders
 from megalfs.errors import IntegrityError, MegalfsError, RemoteProtocolError, TemporaryError
 from megalfs.formats.hostport import HostPort
 from megalfs.node.pull import Pull, PullRequest
@@ -42,16 +42,8 @@ class BundleSources:
 
     def holders(self, repo: RepoId) -> list[NodeKey]:
         """Who says that he has a repository: its owner first, then those with the newest bundles."""
-        gossip = self._p2p.gossip.gossip
-        files = [
-            (each.body.seq, each.key)
-            for each in gossip.known("file")
-            if isinstance(each.body, FileBody) and each.body.repo == repo
-        ]
-        owners = [each.key for each in gossip.known("repo") if each.subject == str(repo)]
         row = self._repos.find(repo)
-        keys = [*owners, *([row.creator] if row else []), *(key for _, key in sorted(files, reverse=True))]
-        return [key for key in dict.fromkeys(keys) if key != self._p2p.key]
+        return holders(self._p2p.gossip.gossip, repo, row.creator if row else None, self._p2p.key)
 
     def swarm_of(self, repo: RepoId) -> tuple[HostPort, ...]:
         """Their swarm addresses."""
@@ -86,13 +78,13 @@ class BundleSources:
 
     async def _fetch(self, repo: RepoId, bundle: BundleRef) -> None:
         path = self._repos.bundle_path(str(bundle.oid))
-        holders = self.holders(repo)
+        peers = self.holders(repo)
         request = PullRequest(
             oid=bundle.oid,
             target=path,
             name=path.name,
             size=bundle.size,
-            peers=self.addresses(holders),
+            peers=self.addresses(peers),
             trackers=self._node.settings.trackers,
             may_replace=lambda: True,
             wait_peers_s=SWARM_WAIT_S,
@@ -104,7 +96,7 @@ class BundleSources:
                 return
             except MegalfsError as error:
                 failure = error
-        for peer in holders:
+        for peer in peers:
             try:
                 await self._transfer.fetch_bundle(peer, repo, bundle, path)
             except (IntegrityError, RemoteProtocolError) as error:

@@ -7,9 +7,8 @@ number that the subject names (`did:repo:z...#7`), the oldest first, so that who
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import secrets
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +23,10 @@ from megalfs.core.bundle_protocol import (
     encode,
 )
 from megalfs.core.identity import NodeKey
-from megalfs.core.ids import Oid
 from megalfs.core.repo_state import STATE_BYTES_MAX, BundleRef, SignedState
 from megalfs.core.repoid import RepoId
 from megalfs.errors import (
+    IntegrityError,
     MegalfsError,
     NotFoundError,
     PolicyError,
@@ -35,6 +34,7 @@ from megalfs.errors import (
     TemporaryError,
     UsageError,
 )
+from megalfs.git.bundle_partial import BundlePartial
 from megalfs.net.link import FRAME_BYTES_MAX, Stream
 
 if TYPE_CHECKING:
@@ -84,29 +84,43 @@ class BundleTransfer:
     async def fetch_bundle(self, peer: NodeKey, repo: RepoId, bundle: BundleRef, path: Path) -> None:
         """Writes a bundle to `path`, which appears when all of it is there and is what was asked for.
 
+        What came before a break is kept, and the next call goes on from there, with whichever peer. It is nobody's
+        fault when that makes no bundle: then the peer is asked for all of it.
+
         Raises:
             IntegrityError: the peer sent other bytes.
             MegalfsError: the peer cannot be reached, has none, or broke off.
         """
+        partial = BundlePartial(path, repo)
+        if not await self._continue(peer, repo, bundle, partial):
+            await self._continue(peer, repo, bundle, partial)
+        partial.finish()
+
+    async def _continue(self, peer: NodeKey, repo: RepoId, bundle: BundleRef, partial: BundlePartial) -> bool:
+        """Adds what is missing; False when that makes another bundle, and some of it was here before."""
+        receiver, is_resumed = BundleReceiver(bundle.oid, bundle.size), False
         remote = await self._p2p.open(peer, "bundle", str(repo))
-        new = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
         try:
-            await remote.stream.send(encode(Request(bundle.oid)))
-            receiver = BundleReceiver(bundle.oid, bundle.size)
-            with new.open("xb") as file:
+            with closing(await asyncio.to_thread(partial.open, receiver, bundle.size)):
+                is_resumed = receiver.received > 0
+                await remote.stream.send(encode(receiver.request))
                 while not receiver.is_done:
                     async with asyncio.timeout(ANSWER_S_MAX):
                         frame = await remote.stream.receive()
                     if not frame:
                         raise TemporaryError(f"{peer.peer_id} broke off after {receiver.received} bytes")
-                    file.write(receiver.feed(decode(frame)))
+                    partial.append(receiver.feed(decode(frame)))
             await remote.stream.finish()
-            new.rename(path)
+        except IntegrityError:
+            partial.discard()
+            if not is_resumed:
+                raise
+            return False
         except TimeoutError as error:
             raise TemporaryError(f"{peer.peer_id} took too long") from error
         finally:
-            new.unlink(missing_ok=True)
             await remote.close()
+        return True
 
     # --- answering -------------------------------------------------------------------------------------------
 
@@ -149,20 +163,18 @@ class BundleTransfer:
         request = decode(await stream.receive())
         if not isinstance(request, Request) or request.oid not in offered:
             raise RemoteProtocolError("asks for what is no bundle of this repository")
-        await self._send_bundle(stream, request.oid, states[0].state.name)
+        await self._send_bundle(stream, request, states[0].state.name)
         await stream.finish()
 
-    async def _send_bundle(self, stream: Stream, oid: Oid, name: str) -> None:
-        digest = hashlib.sha256()
-        with self._store.open(oid) as blob:
+    async def _send_bundle(self, stream: Stream, request: Request, name: str) -> None:
+        with self._store.open(request.oid) as blob:
             size = os.fstat(blob.fileno()).st_size
             await stream.send(encode(Start(size, f"{name}.bundle")))
-            for index, start in enumerate(range(0, size, CHUNK_BYTES)):
-                content = os.pread(blob.fileno(), CHUNK_BYTES, start)
-                digest.update(content)
-                await stream.send(encode(Chunk(index, content)))
-            blob.check()
-        await stream.send(encode(Done(Oid(digest.digest()))))
+            starts = range(request.first * CHUNK_BYTES, size, CHUNK_BYTES)
+            for index, start in enumerate(starts, request.first):
+                await stream.send(encode(Chunk(index, os.pread(blob.fileno(), CHUNK_BYTES, start))))
+            blob.check()  # it still is the file that was hashed
+        await stream.send(encode(Done(request.oid)))
 
 
 async def _read_states(stream: Stream, repo: RepoId) -> list[SignedState]:

@@ -30,13 +30,18 @@ def connect_directly(home: Path, url: RepoUrl, service: str) -> None:
     """Dials with this root's key, or with one for this once: a public clone needs no identity.
 
     Raises:
-        NotFoundError: the URL asks for another key, or nobody knows where the peer is.
+        NotFoundError: the URL asks for another key, a push has none, or nobody knows where the peer is.
         MegalfsError: the peer cannot be reached, or refused.
     """
     root = None
     with suppress(NotFoundError):
         root = Root.open(home, create=False)
-    private = (root.load_key() if root else None) or SigningKey(secrets.token_bytes(32))
+    private = root.load_key() if root else None
+    if private is None and service == "git-receive-pack":
+        raise NotFoundError(
+            "a push needs a key, which the owner of the repository can list", hint="megalfs auth init"
+        )
+    private = private or SigningKey(secrets.token_bytes(32))
     if url.me is not None and url.me != private.public:
         raise NotFoundError(
             f"the key {url.me.peer_id} is not the one of {str(home)!r}", hint="megalfs auth show"

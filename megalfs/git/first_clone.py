@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from megalfs.errors import StoreError
@@ -23,11 +22,13 @@ PREFIX = "refs/bundles/"
 _LESS = frozenset({"depth", "deepen-since", "deepen-not", "filter", "followtags"})
 
 
-@dataclass(frozen=True, slots=True)
 class FirstClone:
     """An empty repository that git runs in and wants all of the remote's history for."""
 
-    repository: Path
+    def __init__(
+        self, repository: Path
+    ) -> None:  # no dataclass: its import would be a tenth of the helper's start
+        self.repository = repository
 
     @classmethod
     def find(cls, git_dir: str | None, options: Mapping[str, str]) -> FirstClone | None:

@@ -9,10 +9,13 @@ that belong to this user are ever opened.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from megalfs.errors import MegalfsError, NotFoundError, StoreError
 
@@ -97,7 +100,7 @@ async def start_git(
     more: Mapping[str, str] | None = None,
 ) -> asyncio.subprocess.Process:
     """Starts a git command whose standard streams are ours."""
-    return await asyncio.create_subprocess_exec(
+    process = await asyncio.create_subprocess_exec(
         "git",
         *argv,
         cwd=directory,
@@ -107,6 +110,15 @@ async def start_git(
         stderr=asyncio.subprocess.PIPE,
         limit=PIPE_BYTES,
     )
+    transport = process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+    _widen(transport.get_extra_info("pipe"))
+    return process
+
+
+def _widen(pipe: BinaryIO) -> None:
+    """Gives a pipe a megabyte instead of 64 KiB: a quarter of the turns, for who copies packs through Python."""
+    with suppress(OSError, ValueError, AttributeError):  # no room for this user; closed by now; no Linux
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def check_git() -> str:

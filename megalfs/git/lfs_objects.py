@@ -78,12 +78,18 @@ class Objects:
 
     def remove(self, oid: Oid, path: Path) -> None:
         """Removes an object from git-lfs's storage, and our own name of it, which would keep its bytes."""
-        own = self.directory / str(oid)
+        self.release(oid)
+        self._remove(oid, path)
+
+    def release(self, oid: Oid) -> None:
+        """Removes our own name of an object; git-lfs keeps its own."""
+        self._remove(oid, self.directory / str(oid))
+
+    def _remove(self, oid: Oid, path: Path) -> None:
         blob = self._store.find(oid)
         for place in blob.places if blob is not None else ():
-            if place.path in {own, path}:
-                self._store.drop_place(oid, place.path)
-        own.unlink(missing_ok=True)
+            if place.path == path:
+                self._store.drop_place(oid, path)
         path.unlink(missing_ok=True)
 
     def take_over(self, path: Path, oid: Oid) -> None:

@@ -67,6 +67,11 @@ class Transfer:
         return cls(oid, size, storage, None, action, session="", git={}, text="", where="")
 
     @classmethod
+    def from_remote(cls, oid: Oid, size: int, storage: Path, url: str) -> Transfer:
+        """One that a node does for itself: the object comes from whoever holds the repository of a p2p:// URL."""
+        return cls(oid, size, storage, None, None, session="", git={}, text="", where="", remote=url)
+
+    @classmethod
     def parse(cls, body: Mapping[str, object]) -> Transfer:
         """Reads an agent's request.
 

@@ -81,7 +81,7 @@ class LocalApi:
         try:
             async with asyncio.timeout(REQUEST_S_MAX):
                 request = json.loads(await reader.readline())
-            url, service = RepoUrl.parse(str(request["url"])), str(request["service"])
+            url, service = RepoUrl.of_repository(str(request["url"])), str(request["service"])
             if service not in SERVICES:
                 raise RemoteProtocolError(f"no service {service!r}")
             await self._serve(url, service, reader, writer, is_new=request.get("bundles") is True)

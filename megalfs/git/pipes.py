@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
 from megalfs.errors import MegalfsError, TemporaryError
-from megalfs.net.link import Stream
+from megalfs.net.link import FRAME_BYTES_MAX, Stream
 
 __all__ = ["BUSY_S", "LinkPipe", "Pipe", "StreamPipe", "busily", "splice"]
 
-BLOCK_BYTES = 128 << 10
+BLOCK_BYTES = FRAME_BYTES_MAX  # the largest that a link carries: the fewest turns of the loop
 BUSY_S = 5.0
 T = TypeVar("T")
 

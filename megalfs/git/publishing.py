@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.repo_state import BundleRef, RepoState, SignedState
+from megalfs.core.sync import succession
 from megalfs.errors import BusyError
 from megalfs.git.bundles import has_objects, make_bundle
 from megalfs.git.repos import Snapshot, snapshot
@@ -49,7 +50,7 @@ def publish_repository(store: Store, repos: Repos, repo: Repo) -> SignedState | 
         if repos.refs(repo.id) != found.refs:
             repos.set_copy(repo.id, git_dir, found.refs)
         return None
-    seq = last.seq + 1 if last else 1
+    seq, previous, conflicts = succession(known)
     found, bundles = _bundle(store, repos, repo, last, found, seq)
     state = RepoState(
         name=repo.name,
@@ -57,8 +58,8 @@ def publish_repository(store: Store, repos: Repos, repo: Repo) -> SignedState | 
         root=repo.root,
         creator=repo.creator,
         seq=seq,
-        previous=known[0].hash if known else None,
-        conflicts=tuple(each.hash for each in known) if len(known) > 1 else (),
+        previous=previous,
+        conflicts=conflicts,
         created=now,
         expires=now + STATE_LIFE_S,
         branch=found.branch,
@@ -90,8 +91,7 @@ def _bundle(
         basis = has_objects(git_dir, sorted(set(last.refs.values()))) if last else []
         if len(bundles) >= BUNDLES_MAX or _is_heavy(bundles):
             bundles, basis = (), []
-        path = repos.directory / "bundles" / f"{repo.id.digest.hex()}-{seq}.bundle"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path = repos.bundle_path(f"{repo.id.digest.hex()}-{seq}")
         has_new = bool(found.refs) and make_bundle(git_dir, path, sorted(found.refs), basis)
         after = snapshot(git_dir)
         if after == found:

@@ -9,6 +9,8 @@ stdout is the wire, so people get stderr. stdin is read byte by byte up to `conn
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -17,12 +19,9 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from megalfs.errors import MegalfsError, TemporaryError, UsageError
-
-if TYPE_CHECKING:
-    from megalfs.core.repoid import RepoUrl
 
 __all__ = ["SOCKET_NAME", "connect_socket", "entry", "main", "read_line"]
 
@@ -30,6 +29,7 @@ SOCKET_NAME = "git.sock"
 SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive")
 LINE_BYTES_MAX = 4096
 BLOCK_BYTES = 128 << 10
+PIPE_BYTES = 1 << 20
 EXIT_FAILED = 128  # what git's own helpers die with
 ANSWER_S_MAX = 120.0  # the node may fetch a whole repository from others first
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         if error.hint:
             _say(f"hint: {error.hint}")
         return EXIT_FAILED
-    except (BrokenPipeError, KeyboardInterrupt):
+    except (ConnectionError, KeyboardInterrupt):  # git, or the node of this root, went away
         return EXIT_FAILED
 
 
@@ -60,18 +60,13 @@ def _say(line: str) -> None:
 
 
 def _converse(url: str) -> int:
-    from megalfs.core.repoid import RepoUrl
-
-    parsed = RepoUrl.parse(url)
-    if parsed.kind == "object":
-        raise UsageError("a URL of one object, not of a repository", hint=f"megalfs repo object {parsed}")
     options: dict[str, str] = {}
     while line := read_line(lambda: os.read(0, 1)):
         word, _, rest = line.partition(" ")
         if word == "capabilities":
             os.write(1, b"option\nconnect\n\n")
         elif word == "connect" and rest in SERVICES:
-            _connect(url, parsed, rest, options)
+            _connect(url, rest, options)
             return 0
         elif (
             word == "option"
@@ -100,13 +95,15 @@ def read_line(read_octet: Callable[[], bytes]) -> str:
     return line.decode(errors="replace").rstrip("\n")
 
 
-def _connect(url: str, parsed: RepoUrl, service: str, options: Mapping[str, str]) -> None:
+def _connect(url: str, service: str, options: Mapping[str, str]) -> None:
     home = _root_path()
-    connection = connect_socket(_socket_path(home))
+    # Where the socket is as a rule; what imports it takes to find out otherwise cost a third of this program.
+    connection = connect_socket(home / SOCKET_NAME) or connect_socket(_socket_path(home))
     if connection is None:
+        from megalfs.core.repoid import RepoUrl
         from megalfs.git.direct import connect_directly
 
-        connect_directly(home, parsed, service)
+        connect_directly(home, RepoUrl.of_repository(url), service)
         return
     from megalfs.git.first_clone import FirstClone
 
@@ -183,8 +180,25 @@ def _splice(connection: socket.socket) -> None:
     """stdin to the peer, the peer to stdout, until the peer has no more to say."""
     upward = threading.Thread(target=_copy_up, args=(connection,), daemon=True)
     upward.start()
-    while block := connection.recv(BLOCK_BYTES):
-        _write_all(1, block)
+    with suppress(OSError, AttributeError):  # stdout is no pipe of ours to widen
+        fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    try:
+        _move_down(connection)
+    except (OSError, AttributeError) as error:
+        if getattr(error, "errno", errno.EINVAL) != errno.EINVAL:
+            raise
+        while block := connection.recv(BLOCK_BYTES):  # stdout is a file or a terminal, or this is no Linux
+            _write_all(1, block)
+
+
+def _move_down(connection: socket.socket) -> None:
+    """From the socket to git's pipe within the kernel: Python moves none of a pack.
+
+    Waits with `recv`: splice would wait with the pipe locked, so that git could not read what is in it, and at the
+    end would say EPIPE where git, content, has closed the pipe already.
+    """
+    while connection.recv(1, socket.MSG_PEEK):
+        os.splice(connection.fileno(), 1, PIPE_BYTES)
 
 
 def _copy_up(connection: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from aiohttp import web
 
 from megalfs.core.repoid import RepoId
 from megalfs.errors import MegalfsError
+from megalfs.git.copy_lfs import CopyLfs
 from megalfs.git.lfs_links import LfsLinks
 from megalfs.git.lfs_service import LfsService
 from megalfs.git.local_api import LocalApi
@@ -51,6 +53,8 @@ class RepoLayer:
         for service in SERVICES:
             self.p2p.register(service, self.serving.handle)
         self.lfs = LfsService(node, self.repos, _GossipLinks(self.p2p, self.sync))
+        self.copies = CopyLfs(node, self.repos, self.lfs.downloads, self.lfs.objects)
+        self.sync.copied = self.copies.copied
         LfsLinks(self.lfs, self.repos, self.p2p, self.serving, self.sync)
         self.objects = SharedObjects(self.repos)
         self.p2p.register("object", self.objects.handle)
@@ -69,12 +73,14 @@ class RepoLayer:
         """Listens, then says what it has."""
         await self.lfs.start()
         await self.p2p.start()
+        await self.copies.start()
         await self.sync.start()
         await self._local.start()
 
     async def close(self) -> None:
         """In the opposite order."""
         await self._local.close()
+        await self.copies.close()
         await self.lfs.close()
         await self.sync.close()
         await self.p2p.close()
@@ -112,15 +118,28 @@ class RepoLayer:
         return web.json_response({})
 
     async def _sync(self, request: web.Request) -> web.Response:
-        """Brings one repository to its newest state."""
+        """Brings one repository to its newest state; with `?lfs=1` its large files too, from now on."""
         self._check(request)
         try:
-            row, signed = await self.sync.bring(RepoId.parse(request.match_info["repo"]))
+            return web.json_response(
+                await self._bring(RepoId.parse(request.match_info["repo"]), with_lfs="lfs" in request.query)
+            )
         except MegalfsError as error:
             return web.json_response({"error": str(error), "hint": error.hint, "code": error.exit_code})
-        return web.json_response(
-            {"path": row.path, "name": row.name, "creator": str(row.creator), "seq": signed.state.seq}
-        )
+
+    async def _bring(self, repo: RepoId, *, with_lfs: bool) -> dict[str, object]:
+        row, signed = await self.sync.bring(repo)
+        answer: dict[str, object] = {
+            "path": row.path,
+            "name": row.name,
+            "creator": str(row.creator),
+            "seq": signed.state.seq,
+        }
+        if with_lfs:
+            await asyncio.to_thread(self.repos.keep_lfs, repo)
+            kept = await self.copies.keep(repo, is_asked=True)
+            answer |= {"large_files": kept.count, "large_bytes": kept.size}
+        return answer
 
     def _check(self, request: web.Request) -> None:
         if not self._node.guard.is_local(request):

@@ -3,14 +3,14 @@
     a state is heard of -> checked against what we saw -> its bundles come from the swarm, or over a link
     -> a bare copy of ours goes to exactly its refs -> we announce that we hold the bundles, and seed them
 
-What a peer is caught at (a state that is forged, or older than one we have seen) is written down under its key.
+What is decided is decided in core/sync.py; here it is done, one repository at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,22 +18,24 @@ from megalfs.core.announcements import FileBody, NodeBody, RepoBody
 from megalfs.core.gossip import Learned
 from megalfs.core.identity import NodeKey
 from megalfs.core.refs import object_format
-from megalfs.core.repo_state import RepoState, SignedState, Verdict, judge
+from megalfs.core.repo_state import RepoState, SignedState
 from megalfs.core.repoid import RepoId
+from megalfs.core.sync import Rounds, Step, announced_seq, next_step
 from megalfs.errors import (
     MegalfsError,
     NotFoundError,
     PolicyError,
-    RemoteProtocolError,
     SpaceError,
     TemporaryError,
 )
 from megalfs.formats.hostport import HostPort
+from megalfs.git.bundle_partial import forget_partials
 from megalfs.git.bundle_sources import BundleSources
 from megalfs.git.bundle_transfer import BundleTransfer
 from megalfs.git.bundles import apply_bundles, make_mirror
 from megalfs.git.publishing import publish_repository
 from megalfs.git.repos import refs_stamp
+from megalfs.git.state_intake import StateIntake
 from megalfs.store.repos import Repo
 
 if TYPE_CHECKING:
@@ -45,13 +47,10 @@ __all__ = ["RepoSync"]
 
 log = logging.getLogger(__name__)
 
-ASKED_MAX = 3  # peers whose newest state a newcomer compares
 # A bundle of 100 MB takes half a second more than `connect` from an owner who is near, and half as long as from one
 # whose uplink is thin as soon as one other node has it: worth it for what takes seconds.
 BUNDLES_BYTES_MIN = 16 << 20
 LOOK_ANYWAY_S = 86400.0
-REPOS_MAX = 20_000  # what strangers can make us list
-RETRY_S_MIN, RETRY_S_MAX = 2.0, 600.0
 
 
 class RepoSync:
@@ -62,14 +61,19 @@ class RepoSync:
         self._repos = repos
         self._p2p = p2p
         self._transfer = BundleTransfer(node.store, repos, p2p)
-        self.sources = BundleSources(node, repos, p2p, self._transfer, self._blame)
+        self._rounds = Rounds(node.settings.sync_interval_s)
+        self._intake = StateIntake(
+            repos, p2p, self._transfer,
+            trusted=node.settings.trusted_keys, lock=self._lock, changed=self._changed,
+        )  # fmt: skip
+        self.sources = BundleSources(node, repos, p2p, self._transfer, self._intake.blame)
+        self.copied: Callable[[RepoId], None] = lambda _: None  # told once for each state that a copy is at
+        self._copied: dict[RepoId, str] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: dict[RepoId, asyncio.Lock] = {}
-        self._retries: dict[RepoId, tuple[int, float]] = {}
         self._announced: dict[RepoId, RepoBody] = {}
         self._stamps: dict[RepoId, object] = {}  # of ours, when they were published last
-        self._settled: set[RepoId] = set()  # of others, at their newest state
         p2p.gossip.listener = self._learned
 
     # --- life ------------------------------------------------------------------------------------------------
@@ -106,16 +110,10 @@ class RepoSync:
             except MegalfsError as error:
                 log.warning("repositories: %s", error)
             try:
-                async with asyncio.timeout(self._pause_s()):
+                async with asyncio.timeout(self._rounds.pause_s(self._node.now())):
                     await self._wake.wait()
             except TimeoutError:
                 continue
-
-    def _pause_s(self) -> float:
-        """Until the next round, or until the first one that was put off may be tried again."""
-        now = self._node.now()
-        due = (max(RETRY_S_MIN, at - now) for _, at in self._retries.values())
-        return min([self._node.settings.sync_interval_s, *due])
 
     async def look(self) -> None:
         """One round over all repositories; one that fails does not hold up the others."""
@@ -125,10 +123,17 @@ class RepoSync:
             try:
                 if not repo.is_external:
                     await self._publish_if_changed(repo)
-                elif repo.is_followed and repo.id not in self._settled and self._may_try(repo.id):
-                    await self._bring(repo.id, is_asked=False)
+                elif repo.is_followed and self._rounds.is_due(self._node.now(), repo.id):
+                    await self._keep_in_step(repo)
             except MegalfsError as error:
                 log.warning("%s: %s", repo.name, error)
+
+    async def _keep_in_step(self, repo: Repo) -> None:
+        states = await asyncio.to_thread(self._repos.states, repo.id)
+        announced = announced_seq(self._p2p.gossip.gossip, repo.id)
+        if next_step(states, announced, None) is Step.ASK:  # too large for gossip, or lost on the way
+            await self._intake.ask_around(repo.id, self.sources.holders(repo.id))
+        await self._bring(repo.id, is_asked=False)
 
     # --- ours ------------------------------------------------------------------------------------------------
 
@@ -190,125 +195,9 @@ class RepoSync:
         if isinstance(body, NodeBody):
             self._p2p.note_node(news.announcement)
         elif isinstance(body, SignedState):
-            self._spawn(self._take(body, news.peer))
+            self._spawn(self._intake.take(body, news.peer))
         elif isinstance(body, RepoBody):
-            self._spawn(self._heard_of(body, news.announcement.key))
-
-    async def _heard_of(self, body: RepoBody, creator: NodeKey) -> None:
-        """An owner's announcement: what we did not know is shown; what we follow and is newer is fetched."""
-        async with self._lock(body.repo):
-            await self._heard_of_locked(body, creator)
-
-    async def _heard_of_locked(self, body: RepoBody, creator: NodeKey) -> None:
-        known = await asyncio.to_thread(self._repos.find, body.repo)
-        if body.is_removed:
-            if known is not None and known.is_external and not known.path:
-                await asyncio.to_thread(self._repos.remove, body.repo)
-            return
-        if known is None:
-            if await asyncio.to_thread(self._repos.count) >= REPOS_MAX:
-                return
-            found = Repo(
-                id=body.repo,
-                name=body.name,
-                creator=creator,
-                description=body.description,
-                is_external=True,
-                root=body.root,
-                is_followed=self._is_followed(creator),
-            )
-            await asyncio.to_thread(self._repos.add, found)
-            log.info("heard of %s: %s of %s", body.repo, body.name, creator)
-        if known is not None and known.is_followed:
-            self._wake.set()
-
-    def _is_followed(self, key: NodeKey) -> bool:
-        named = {each.key for each in self._p2p.options.bootstrap}
-        return key in named | self._node.settings.trusted_keys
-
-    async def _take(self, signed: SignedState, source: NodeKey) -> Verdict:
-        """Puts a state where it belongs; says what it was."""
-        repo = signed.state.repo
-        async with self._lock(repo):
-            return await self._take_locked(signed, source)
-
-    async def _take_locked(self, signed: SignedState, source: NodeKey) -> Verdict:
-        repo = signed.state.repo
-        known = await asyncio.to_thread(self._repos.states, repo)
-        verdict = judge(known, signed)
-        if verdict not in {Verdict.SAME, Verdict.OLDER}:
-            self._settled.discard(repo)
-            self._stamps.pop(repo, None)
-        is_forgotten = self._is_our_forgotten(known, signed)
-        if is_forgotten:
-            # What we signed before we heard of it contradicts it: the next one names both, for all who saw both.
-            verdict = Verdict.FORK if known else Verdict.FOLLOWS
-        match verdict:
-            case Verdict.SAME:
-                return verdict
-            case Verdict.OLDER:
-                await self._blame(source, repo, "served an older state")
-            case Verdict.GAP:
-                if not await self._fill_gap(known[0], signed, source):
-                    return verdict
-                verdict = Verdict.FOLLOWS
-            case Verdict.FORK:
-                await asyncio.to_thread(self._repos.put_fork, known[0], signed)
-                if is_forgotten:
-                    self._wake.set()
-                else:
-                    await self._denounce(known[0], signed)
-            case Verdict.FOLLOWS:
-                pass
-        if verdict is Verdict.FOLLOWS:
-            await asyncio.to_thread(self._repos.put_state, signed)
-            row = await asyncio.to_thread(self._repos.find, repo)
-            if row is None:
-                log.info("heard of %s: %s of %s", repo, signed.state.name, signed.state.creator)
-            if row is None or row.is_external:
-                await asyncio.to_thread(self._repos.learn, signed)
-                if self._is_followed(signed.state.creator):
-                    await asyncio.to_thread(self._repos.follow, repo)
-            self._retries.pop(repo, None)
-            self._p2p.gossip.announce_state(signed)
-            self._wake.set()
-        return verdict
-
-    def _is_our_forgotten(self, known: Sequence[SignedState], signed: SignedState) -> bool:
-        """A higher state that we signed and no longer have: our table was lost; the next one must follow it."""
-        top = max((each.state.seq for each in known), default=0)
-        return signed.state.creator == self._p2p.key and signed.state.seq > top
-
-    async def _fill_gap(self, known: SignedState, new: SignedState, source: NodeKey) -> bool:
-        """Whether the states in between, from the one who told us or from the owner, join the two."""
-        for peer in dict.fromkeys([source, new.state.creator]):
-            try:
-                chain = await self._transfer.ask_states(peer, new.state.repo, known.state.seq)
-            except MegalfsError as error:
-                log.debug("no chain from %s: %s", peer, error)
-                continue
-            last = known
-            for each in [*chain, new]:
-                if each.state.seq <= last.state.seq:
-                    continue
-                if judge([last], each) is not Verdict.FOLLOWS:
-                    break
-                last = each
-            if last.hash == new.hash:
-                return True
-        return False
-
-    async def _denounce(self, known: SignedState, new: SignedState) -> None:
-        state = new.state
-        await self._blame(state.creator, state.repo, "signed two states that contradict each other")
-        log.warning(
-            "%s: its creator signed two states that contradict each other (%s, %s); neither is followed",
-            state.name, known.hash[:12], new.hash[:12],
-        )  # fmt: skip
-
-    async def _blame(self, peer: NodeKey, repo: RepoId, reason: str) -> None:
-        log.warning("%s %s (%s)", peer, reason, repo)
-        await asyncio.to_thread(self._repos.put_fault, str(peer), str(repo), reason)
+            self._spawn(self._intake.announced(body, news.announcement.key))
 
     # --- followed repositories ---------------------------------------------------------------------------------
 
@@ -324,7 +213,7 @@ class RepoSync:
         if row is not None and not row.is_external:
             await self._publish(row)
             return row, (await asyncio.to_thread(self._repos.states, repo))[0]
-        await self._ask_around(repo)
+        await self._intake.ask_around(repo, self.sources.holders(repo))
         await asyncio.to_thread(self._repos.follow, repo)
         return await self._bring(repo, is_asked=True)
 
@@ -362,54 +251,46 @@ class RepoSync:
         self._announce(repo, states)
         return [self.sources.place_of(bundle) for bundle in bundles]
 
-    async def _ask_around(self, repo: RepoId) -> None:
-        """Asks a few peers for their newest state and takes the highest; writes down who has an older one."""
-        states = await asyncio.to_thread(self._repos.states, repo)
-        top = max((each.state.seq for each in states), default=0)
-        heads: dict[NodeKey, SignedState] = {}
-        for peer in self.sources.holders(repo)[:ASKED_MAX]:
-            try:
-                answer = await self._transfer.ask_states(peer, repo, top)
-            except (PolicyError, RemoteProtocolError) as error:
-                await self._blame(peer, repo, f"served a forged state: {error}"[:200])
-            except MegalfsError as error:
-                log.debug("no state from %s: %s", peer, error)
-            else:
-                heads[peer] = answer[-1]
-                for signed in answer:
-                    if signed.state.seq >= top or signed is answer[-1]:
-                        await self._take(signed, peer)
-        highest = max((each.state.seq for each in heads.values()), default=0)
-        for peer, head in heads.items():
-            if top <= head.state.seq < highest:
-                await self._blame(peer, repo, "served an older state")
-
     async def _bring(self, repo: RepoId, *, is_asked: bool) -> tuple[Repo, SignedState]:
-        async with self._lock(repo):
-            states = await asyncio.to_thread(self._repos.states, repo)
-            row = await asyncio.to_thread(self._repos.find, repo)
-            if not states or row is None:
-                if is_asked:
-                    raise NotFoundError(f"no state of {repo} is known here", hint="megalfs repo list")
+        try:
+            async with self._lock(repo):
+                return await self._bring_locked(repo, is_asked=is_asked)
+        except MegalfsError:
+            self._rounds.failed(self._node.now(), repo)
+            raise
+
+    async def _bring_locked(self, repo: RepoId, *, is_asked: bool) -> tuple[Repo, SignedState]:
+        states = await asyncio.to_thread(self._repos.states, repo)
+        row = await asyncio.to_thread(self._repos.find, repo)
+        if row is None:
+            raise NotFoundError(f"{repo} is not known here", hint="megalfs repo list")
+        match next_step(states, 0, await asyncio.to_thread(self._copy, row)):
+            case Step.WAIT | Step.ASK:
                 raise TemporaryError("its state has not come yet")
-            if len(states) > 1:
+            case Step.HOLD:
                 if row.path:
                     return row, states[0]
                 raise PolicyError(f"the creator of {row.name!r} signed two states that contradict each other")
-            signed = states[0]
-            is_here = bool(row.path) and (Path(row.path) / "HEAD").is_file()
-            if not is_here or await asyncio.to_thread(self._repos.refs, repo) != signed.state.refs:
-                try:
-                    await self._fetch_and_apply(row, signed.state, is_asked=is_asked)
-                except MegalfsError:
-                    self._put_off(repo)
-                    raise
+            case Step.FETCH:
+                await self._fetch_and_apply(row, states[0].state, is_asked=is_asked)
                 row = await asyncio.to_thread(self._repos.find, repo)
                 assert row is not None
-            self._retries.pop(repo, None)
-            self._announce(row, states)
-            self._settled.add(repo)
-            return row, signed
+            case Step.NONE:
+                pass
+        self._announce(row, states)
+        if self._copied.get(repo) != states[0].hash:
+            self._copied[repo] = states[0].hash
+            self.copied(repo)
+        if announced_seq(self._p2p.gossip.gossip, repo) <= states[0].state.seq:
+            self._rounds.settled(repo)
+        else:
+            self._rounds.failed(self._node.now(), repo)
+        return row, states[0]
+
+    def _copy(self, row: Repo) -> dict[str, str] | None:
+        """The refs that our copy is at; None when there is none. Blocks."""
+        is_here = bool(row.path) and (Path(row.path) / "HEAD").is_file()
+        return self._repos.refs(row.id) if is_here else None
 
     async def _fetch_and_apply(self, row: Repo, state: RepoState, *, is_asked: bool) -> None:
         wanted = [bundle for bundle in state.bundles if not self.sources.is_held(bundle)]
@@ -423,6 +304,7 @@ class RepoSync:
         await asyncio.to_thread(make_mirror, mirror, object_format(state.root))
         await asyncio.to_thread(apply_bundles, mirror, paths, state)
         await asyncio.to_thread(self._repos.set_copy, row.id, mirror, state.refs)
+        await asyncio.to_thread(forget_partials, self._repos.bundles, row.id)
         log.info("%s is at state %d of %s", row.name, state.seq, row.creator)
 
     # --- one at a time, and not too often ----------------------------------------------------------------------
@@ -430,10 +312,7 @@ class RepoSync:
     def _lock(self, repo: RepoId) -> asyncio.Lock:
         return self._locks.setdefault(repo, asyncio.Lock())
 
-    def _may_try(self, repo: RepoId) -> bool:
-        return self._node.now() >= self._retries.get(repo, (0, 0.0))[1]
-
-    def _put_off(self, repo: RepoId) -> None:
-        count = self._retries.get(repo, (0, 0.0))[0] + 1
-        pause = min(RETRY_S_MAX, RETRY_S_MIN * 2.0 ** min(count, 16))
-        self._retries[repo] = (count, self._node.now() + pause)
+    def _changed(self, repo: RepoId) -> None:
+        self._rounds.changed(repo)
+        self._stamps.pop(repo, None)
+        self._wake.set()

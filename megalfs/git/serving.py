@@ -1,8 +1,8 @@
 """Serves fetch and push over links: git's own upload-pack and receive-pack, under our settings.
 
 A repository is found by its name in our table; nothing that a peer says becomes a path or an argument. Fetch
-shows branches and tags only. Push is for the creator and the keys that the owner lists, and runs no hook but
-ours, which tells the pusher and the log who pushed: the key that the link proved, and with `git push --signed`
+shows branches and tags only. Push is for the creator and the keys that the owner lists, and runs no hooks but
+ours, which tell the pusher and the log who pushed: the key that the link proved, and with `git push --signed`
 the key that signed the list of changes.
 """
 
@@ -19,6 +19,7 @@ from megalfs.core.identity import NodeKey
 from megalfs.errors import BusyError, MegalfsError, NotAuthorisedError, NotFoundError, PolicyError
 from megalfs.git.gitcmd import Setting, start_git
 from megalfs.git.pipes import LinkPipe, Pipe, StreamPipe, splice
+from megalfs.git.push_log import push_log
 from megalfs.net.link import Stream
 from megalfs.store.files import write_atomic
 from megalfs.store.repos import Repo, Repos
@@ -44,12 +45,11 @@ SHARED_REFS: tuple[Setting, ...] = (
     ("uploadpack.allowReachableSHA1InWant", "true"),
     ("uploadpack.advertiseBundleURIs", "false"),
 )
-_HOOK = """#!/bin/sh
-# Says who pushes what, on the pusher's terminal and in the owner's log; refuses what others stumble over.
+# G alone says little: git calls the signature of any SSH key good, and names no signer for those not listed.
+_PRE_RECEIVE = """#!/bin/sh
+# Refuses what is signed by somebody else, and ref names that others stumble over.
 set -f
-who="$MEGALFS_PEER"
 if [ -n "$GIT_PUSH_CERT" ]; then
-    # G alone says little: git calls the signature of any SSH key good, and names no signer for those not listed.
     listed=
     case "$GIT_PUSH_CERT_STATUS $GIT_PUSH_CERT_SIGNER" in
         "G did:key:z"*) grep -q -F -- "$GIT_PUSH_CERT_SIGNER namespaces=" "$MEGALFS_SIGNERS" && listed=yes ;;
@@ -62,13 +62,21 @@ if [ -n "$GIT_PUSH_CERT" ]; then
         OK|SLOP) ;;
         *) echo "megalfs: the push certificate is old or replayed"; exit 1 ;;
     esac
-    who="$who signed by $GIT_PUSH_CERT_SIGNER"
 fi
 while read -r old new ref; do
     case "$ref" in
         */-*) echo "megalfs: the ref $ref is refused"; exit 1 ;;
     esac
-    printf '%s %s %s %s %s\\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$ref" "$old" "$new" "$who" >> "$MEGALFS_PUSH_LOG"
+done
+"""
+_POST_RECEIVE = """#!/bin/sh
+# Says who has pushed what, on the pusher's terminal and in the owner's log.
+set -f
+who="$MEGALFS_PEER"
+[ -n "$GIT_PUSH_CERT" ] && who="$who signed by $GIT_PUSH_CERT_SIGNER"
+now="$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+while read -r old new ref; do
+    printf '%s %s %s %s %s %s\\n' "$now" "$MEGALFS_REPO" "$ref" "$old" "$new" "$who" >> "$MEGALFS_PUSH_LOG"
 done
 echo "megalfs: pushed by $who"
 """
@@ -84,14 +92,15 @@ class GitServing:
         self._own = own
         self._pushed = pushed
         self._hooks = root.host / "hooks"
-        self._log = root.host / "pushes.log"
+        self._log = push_log(root)
         self._nonce_seed = root.token()
         self._running = 0
-        self._write_hook()
+        self._write_hooks()
 
-    def _write_hook(self) -> None:
+    def _write_hooks(self) -> None:
         self._hooks.mkdir(mode=0o700, exist_ok=True)
-        write_atomic(self._hooks / "pre-receive", _HOOK.encode(), mode=0o700)
+        for name, script in (("pre-receive", _PRE_RECEIVE), ("post-receive", _POST_RECEIVE)):
+            write_atomic(self._hooks / name, script.encode(), mode=0o700)
 
     async def handle(self, stream: Stream) -> None:
         """Answers one stream of the link."""
@@ -150,7 +159,7 @@ class GitServing:
         if service == "git-receive-pack":
             settings = (*SHARED_REFS, *self._push_settings(repo))
             more |= {"MEGALFS_PEER": str(peer), "MEGALFS_PUSH_LOG": str(self._log)}
-            more |= {"MEGALFS_SIGNERS": str(self._signers(repo))}
+            more |= {"MEGALFS_REPO": str(repo.id), "MEGALFS_SIGNERS": str(self._signers(repo))}
         process = await start_git(self.check_place(repo), *words, settings=settings, more=more)
         assert process.stdin is not None
         assert process.stdout is not None

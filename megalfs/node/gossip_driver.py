@@ -15,6 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, assert_never
 
 from megalfs.core.announcements import (
+    PAYLOAD_BYTES_MAX,
     Announcement,
     FileBody,
     NodeBody,
@@ -120,8 +121,10 @@ class GossipDriver:
         self._publish(announce(self._node.identity.private, self._time_ms(), body))
 
     def announce_state(self, signed: SignedState) -> None:
-        """Passes a state on: our own, or one from our disk."""
-        self._publish(announce_state(signed))
+        """Passes a state on: our own, or one from our disk. One that is too long for gossip is asked for instead."""
+        announcement = announce_state(signed)
+        if len(announcement.payload) <= PAYLOAD_BYTES_MAX:
+            self._publish(announcement)
 
     def _publish(self, announcement: Announcement) -> None:
         self._perform(self.gossip.publish(_now(), announcement))

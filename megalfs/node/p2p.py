@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 DEFAULT_ADDR = HostPort("0.0.0.0", 9000)  # noqa: S104 - the system we come from; any port when it is taken
 PORT_TRIES = 16  # TCP and UDP must have the same number; another program may hold one of them
 ADDRESSES_TRIED_MAX = 8
+REACHED_MAX = 1000
 NOTE_S = 300.0
 SILENT_S = 30.0
 _ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
@@ -67,6 +68,7 @@ class P2p:
         self._handlers: dict[str, Handler] = {}
         self._listeners: list[Listener] = []
         self._silent: dict[HostPort, float] = {}
+        self._reached: dict[NodeKey, HostPort] = {}
         self._noted: dict[NodeKey, float] = {}
         self._writes: set[asyncio.Task[None]] = set()
         directory = options.certificates or node.store.root.host
@@ -212,10 +214,11 @@ class P2p:
         return [*heard.values(), *(node for node in self._repos.nodes() if node.key not in heard)]
 
     def addresses_of(self, key: NodeKey) -> tuple[HostPort, ...]:
-        """Where a key was last seen: as the user said, then as gossip says."""
+        """Where a key was last seen: as the user said, then as gossip says, then where it answered last."""
         named = [each.address for each in self.options.bootstrap if each.key == key]
         known = next((node.addresses for node in self.nodes() if node.key == key), ())
-        return tuple(dict.fromkeys([*named, *known]))
+        reached = filter(None, [self._reached.get(key)])
+        return tuple(dict.fromkeys([*named, *known, *reached]))
 
     async def open(
         self,
@@ -254,8 +257,16 @@ class P2p:
                     # On UDP silence has no reason to tell: TLS says more.
                     failure = failure if name == "quic" and failure else error
                     continue
+                self._remember(key, address)
                 return await PeerStream.on(link, service, subject)
         raise failure or TemporaryError(f"cannot reach {key.peer_id}")
+
+    def _remember(self, key: NodeKey, address: HostPort) -> None:
+        """A URL's `?addr=` gets lost in what git derives from it, such as a submodule's `../lib.git`."""
+        self._reached.pop(key, None)
+        self._reached[key] = address
+        if len(self._reached) > REACHED_MAX:
+            del self._reached[next(iter(self._reached))]
 
     def _carriers_for(self, address: HostPort, *, via: str | None, prefer: str) -> list[str]:
         """The preferred one first; silence on UDP costs seconds, so an address that was silent is spared a while."""

@@ -18,7 +18,7 @@ from megalfs.errors import BusyError, StoreError
 __all__ = ["SCHEMA_VERSION", "RepoDb"]
 
 BUSY_S_MAX = 10.0
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # One script per version: the first makes the tables that the system we come from had, the next what we add.
 _MIGRATIONS = (
@@ -50,6 +50,12 @@ _MIGRATIONS = (
     CREATE TABLE faults (
         peer TEXT NOT NULL, repo_id TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL,
         updated_at INTEGER NOT NULL, PRIMARY KEY (peer, repo_id, reason)) STRICT;
+    """,
+    """
+    ALTER TABLE repos ADD COLUMN keeps_lfs INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE large_files (
+        repo_id TEXT NOT NULL REFERENCES repos ON DELETE CASCADE, oid TEXT NOT NULL,
+        PRIMARY KEY (repo_id, oid)) STRICT, WITHOUT ROWID;
     """,
 )
 assert len(_MIGRATIONS) == SCHEMA_VERSION

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megalfs.core.identity import NodeKey
+from megalfs.core.ids import Oid
 from megalfs.core.repo_state import SignedState
 from megalfs.core.repoid import RepoId
 from megalfs.errors import BusyError, NotFoundError, UsageError
@@ -95,11 +96,16 @@ class Repos:
         """Where our copy of an external repository lives: a bare repository that only we write."""
         return self.directory / f"{repo.digest.hex()}.git"
 
-    def bundle_path(self, oid: str) -> Path:
-        """Where a bundle lies that is seeded."""
+    @property
+    def bundles(self) -> Path:
+        """The directory of bundles that are seeded, and of what there is of others."""
         directory = self.directory / "bundles"
         directory.mkdir(mode=0o700, exist_ok=True)
-        return directory / f"{oid}.bundle"
+        return directory
+
+    def bundle_path(self, name: str) -> Path:
+        """Where a bundle lies that is seeded: named by its oid, or by what the owner made it of."""
+        return self.bundles / f"{name}.bundle"
 
     # --- repositories ------------------------------------------------------------------------------------
 
@@ -208,6 +214,31 @@ class Repos:
         """Keeps a repository in step from now on."""
         with self._db.writing() as db:
             db.execute("UPDATE repos SET is_followed = 1 WHERE id = ?", (str(repo),))
+
+    def keep_lfs(self, repo: RepoId) -> None:
+        """Keeps the large files of a copy, whatever they weigh, from now on."""
+        with self._db.writing() as db:
+            db.execute("UPDATE repos SET keeps_lfs = 1 WHERE id = ?", (str(repo),))
+
+    def keeps_lfs(self, repo: RepoId) -> bool:
+        """Whether somebody asked for that."""
+        return bool(self._db.rows("SELECT 1 FROM repos WHERE id = ? AND keeps_lfs = 1", str(repo)))
+
+    def large_files(self, repo: RepoId) -> set[Oid]:
+        """The objects that were fetched for a copy."""
+        rows = self._db.rows("SELECT oid FROM large_files WHERE repo_id = ?", str(repo))
+        return {Oid.parse(str(row[0])) for row in rows}
+
+    def put_large_file(self, repo: RepoId, oid: Oid) -> None:
+        """Notes that an object was fetched for a copy."""
+        with self._db.writing() as db:
+            db.execute("INSERT OR IGNORE INTO large_files VALUES (?, ?)", (str(repo), str(oid)))
+
+    def forget_large_file(self, repo: RepoId, oid: Oid) -> bool:
+        """Takes that back; whether no other copy needs the object."""
+        with self._db.writing() as db:
+            db.execute("DELETE FROM large_files WHERE repo_id = ? AND oid = ?", (str(repo), str(oid)))
+            return db.execute("SELECT 1 FROM large_files WHERE oid = ?", (str(oid),)).fetchone() is None
 
     def set_copy(self, repo: RepoId, path: Path, refs: dict[str, str]) -> None:
         """Notes where our copy lies and at which refs it is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -41,7 +41,7 @@ class GossipWorld:
         self.rng = Random(seed)
         self.now = START_S
         self.loss = 0.0
-        self._events: list[tuple[float, int, int, int, bytes]] = []
+        self._events: list[tuple[float, int, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._ticks = [self.rng.uniform(0, INTERVAL_S) for _ in range(count)]
         self.nodes = []
@@ -51,7 +51,7 @@ class GossipWorld:
             self.nodes.append(SimNode(private, key, Gossip(key, params or GossipParams(), parse)))
         self._number = {node.key: number for number, node in enumerate(self.nodes)}
         for number, at in enumerate(self._ticks):
-            self._push(START_S + at, number, -1, b"")
+            self.at(START_S + at, number, functools.partial(self._tick, number))
 
     def key(self, number: int) -> NodeKey:
         return self.nodes[number].key
@@ -99,23 +99,26 @@ class GossipWorld:
 
     def inject(self, number: int, peer: int, frame: bytes) -> None:
         """A frame that `peer` sends to `number`, whatever it is."""
-        self._push(self.now + 0.01, number, peer, frame)
+        self.at(self.now + 0.01, number, functools.partial(self._receive, number, peer, frame))
 
     def run(self, seconds: float) -> None:
         until = self.now + seconds
         while self._events and self._events[0][0] <= until:
-            at, _, number, peer, frame = heapq.heappop(self._events)
-            self.now = at
-            node = self.nodes[number]
-            if not node.is_up:
-                continue
-            if peer < 0:
-                self._tick(number)
-            elif peer in node.links:
-                node.received += 1
-                node.octets += len(frame)
-                self._perform(number, node.gossip.receive(at, self.key(peer), frame))
+            self.now, _, number, event = heapq.heappop(self._events)
+            if self.nodes[number].is_up:
+                event()
         self.now = until
+
+    def at(self, when: float, number: int, event: Callable[[], None]) -> None:
+        """Lets something happen to a node, if it is up by then."""
+        heapq.heappush(self._events, (when, next(self._order), number, event))
+
+    def _receive(self, number: int, peer: int, frame: bytes) -> None:
+        node = self.nodes[number]
+        if peer in node.links:
+            node.received += 1
+            node.octets += len(frame)
+            self._perform(number, node.gossip.receive(self.now, self.key(peer), frame))
 
     def _tick(self, number: int) -> None:
         node = self.nodes[number]
@@ -124,7 +127,7 @@ class GossipWorld:
         announcement = announce(node.private, int(self.now * 1000), body)
         self._perform(number, node.gossip.publish(self.now, announcement))
         self._perform(number, node.gossip.tick(self.now))
-        self._push(self.now + INTERVAL_S, number, -1, b"")
+        self.at(self.now + INTERVAL_S, number, functools.partial(self._tick, number))
 
     def _perform(self, number: int, effects: Iterable[Effect]) -> None:
         node = self.nodes[number]
@@ -132,13 +135,13 @@ class GossipWorld:
             match effect:
                 case Send(peer, frame):
                     if self.rng.random() >= self.loss:
-                        delay = self.rng.uniform(0.01, 0.2)
-                        self._push(self.now + delay, self._number[peer], number, frame)
+                        when, other = self.now + self.rng.uniform(0.01, 0.2), self._number[peer]
+                        self.at(when, other, functools.partial(self._receive, other, number, frame))
                 case Learned():
-                    node.learned.append(effect)
+                    self._heard(number, node, effect)
                 case Drop(peer):
                     node.drops.append(effect)
                     self.unlink(number, self._number[peer])
 
-    def _push(self, at: float, number: int, peer: int, frame: bytes) -> None:
-        heapq.heappush(self._events, (at, next(self._order), number, peer, frame))
+    def _heard(self, number: int, node: SimNode, news: Learned) -> None:
+        node.learned.append(news)
