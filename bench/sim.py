@@ -122,7 +122,9 @@ def join(world: World, node: Node, degree: int, rng: Random) -> None:
     if len(seeder.links) < 2 * degree:
         world.connect(node, seeder)
     if node.labels.rack:  # a tracker names near ones first (core/tracker.py)
-        meet(world, node, [one for one in world.nodes[1:] if one.labels == node.labels], RACK_NODES)
+        for other in world.nodes[1:]:
+            if other.labels == node.labels and other.is_alive:
+                world.connect(node, other)
         degree = len(node.links) + degree // 2
     meet(world, node, rng.sample(world.nodes[1:], min(degree, len(world.nodes) - 1)), degree)
 

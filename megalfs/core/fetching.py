@@ -179,6 +179,7 @@ class Fetching:
     def check(self, now: float) -> None:
         """Resumes peers whose pause is over, snubs silent ones, and hedges in the endgame."""
         self._due = None
+        self._state.promises.expire(now)
         sessions = list(self._state.sessions.values())
         for session in sessions:
             if session.paused_until is not None and now >= session.paused_until:
@@ -230,11 +231,13 @@ class Fetching:
             if session.tier < source.tier and session.is_leecher and not session.holds_all(run):
                 self._state.send(session, message)
 
-    def _await_promises(self, session: Session, now: float) -> None:
-        """If a promise is broken, its pieces are asked for all the same."""
-        untils = [promise.until for promise in self._state.promised(session.tier, now)]
-        if untils:
-            self._due = min(untils) if self._due is None else min(self._due, *untils)
+    def _await_others(self) -> None:
+        """If a promise is broken, or a gateway does not ask, we ask all the same."""
+        gateways = self._state.gateways
+        for time in (self._state.promises.next_at, gateways.opens_at):
+            if time is not None:
+                self._due = time if self._due is None else min(self._due, time)
+        gateways.opens_at = None
 
     def _note_begin(self, session: Session, flight: Flight, now: float) -> None:
         if flight.has_begun:
@@ -322,7 +325,7 @@ class Fetching:
         while len(session.flights) < session.room:
             run = pick(state, session, size, now)
             if run is None:
-                self._await_promises(session, now)
+                self._await_others()
                 return
             self._ask(session, run, now)
 

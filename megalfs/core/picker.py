@@ -74,19 +74,20 @@ def depth(params: SwarmParams, session: Session, *, rate: float, size: int, is_a
 
 
 def _candidates(state: SwarmState, session: Session, low: int, high: int, now: float) -> Bits:
-    """What may be asked of the peer: wanted, held by it, and neither held nor expected by a cheaper one."""
+    """What may be asked of the peer: wanted, held by it, neither held nor expected by a cheaper one, and left
+    to us by those of our rack that it was for to ask."""
     bits = state.pieces.wanted[low:high]
     if session.holds is not None:
         bits = bits & session.holds.bits[low:high]
-    nearer = state.availability.nearer(session.tier, low, high)
-    if nearer is not None:
-        bits = bits & ~nearer
-    promised = state.promised(session.tier, now)
-    if promised:
-        bits = bits.copy()
-        for _, run in promised:
-            bits[max(0, run.first - low) : max(0, run.end - low)] = False
-    return bits
+    hidden = state.availability.nearer(session.tier, low, high)
+    promised = state.promises.nearer(session.tier, low, high)
+    if promised is not None:
+        hidden = promised if hidden is None else hidden | promised
+    if hidden is not None:
+        bits = bits & ~hidden
+    if session.kind is PeerKind.ORIGIN:
+        return bits
+    return state.gateways.open_to(session.tier, low, bits, hidden, now)
 
 
 def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run | None:

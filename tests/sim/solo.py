@@ -38,6 +38,7 @@ class Solo:
         self.swarm = Swarm(
             MANIFEST,
             lengths,
+            instance=bytes(16),
             have=bits(have),
             params=SwarmParams(**params),  # type: ignore[arg-type]
             rng=Random(seed),
@@ -50,7 +51,13 @@ class Solo:
         """Connects a peer; `holds` is its drawing, "all", or None when it says nothing yet."""
         peer = PeerId(number)
         kind = PeerKind.ORIGIN if origin else PeerKind.NODE
-        self.swarm.connected(peer, kind=kind, tier=Tier.ORIGIN if origin else tier, now=self.now)
+        self.swarm.connected(
+            peer,
+            kind=kind,
+            tier=Tier.ORIGIN if origin else tier,
+            instance=number.to_bytes(16, "big"),
+            now=self.now,
+        )
         if holds == "all":
             self.hear(peer, HaveAll(MANIFEST))
         elif holds is not None:

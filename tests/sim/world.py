@@ -101,6 +101,7 @@ class Node:
     def __init__(self, world: World, number: int, host: Host, verified: Bitfield, labels: Labels) -> None:
         self.world, self.number, self.host, self.labels = world, number, host, labels
         self.verified = verified
+        self.instance = number.to_bytes(16, "big")
         self.is_alive = True
         self.is_liar = False
         self.links: dict[PeerId, Link] = {}
@@ -127,6 +128,7 @@ class Node:
         return Swarm(
             MANIFEST,
             world.lengths,
+            instance=self.instance,
             have=self.verified.copy(),
             params=world.params,
             rng=Random(world.rng.random()),
@@ -276,8 +278,10 @@ class World:
         one.links[mine] = Link(mine, two, theirs)
         two.links[theirs] = Link(theirs, one, mine)
         tier = tier_between(one.labels, two.labels)
-        for node, peer in ((one, mine), (two, theirs)):
-            node.swarm.connected(peer, kind=PeerKind.NODE, tier=tier, now=self.clock.now)
+        for node, other, peer in ((one, two, mine), (two, one, theirs)):
+            node.swarm.connected(
+                peer, kind=PeerKind.NODE, tier=tier, instance=other.instance, now=self.clock.now
+            )
         one.pump()
         two.pump()
 
