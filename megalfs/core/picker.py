@@ -103,7 +103,7 @@ def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run |
         low, bits = 0, _candidates(state, session, 0, pieces.count, now)
         if not bits.any():
             return None
-    copies = np.where(bits, availability.counts(low, low + len(bits)), NONE_RARER)
+    copies = np.where(bits, availability.counts(low, low + len(bits), tier=session.tier), NONE_RARER)
     rarest = np.flatnonzero(copies == copies.min())
     at = int(rarest[_draw(rng, len(rarest), from_end=state.params.from_end)])
     return _forward(pieces, bits, _aligned(pieces, bits, at, low, size), low, size)
