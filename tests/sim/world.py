@@ -26,7 +26,7 @@ from megalfs.core.topology import Labels, Tier, tier_between
 MANIFEST = ManifestId(bytes(32))
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Link:
     """One node's end of a session."""
 
@@ -35,6 +35,8 @@ class Link:
     theirs: PeerId
     clear_at: float = 0.0
     """Messages arrive in order: not before this."""
+    back: Link | None = None
+    """The other node's end."""
 
 
 class Transfer:
@@ -115,6 +117,7 @@ class Node:
         self.received = 0
         self.messages = 0
         self._timer_at: float | None = None
+        self._said: SwarmMessage | None = None
         self.swarm = self._new_swarm()
 
     @property
@@ -147,7 +150,9 @@ class Node:
 
     def pump(self) -> None:
         """Performs what the swarm wants and sets its timer."""
-        self.world.touched.add(self)
+        world = self.world
+        if world.does_check:
+            world.touched.add(self)
         if not self.is_alive:
             return
         while effects := self.swarm.effects():
@@ -156,7 +161,7 @@ class Node:
         due = self.swarm.next_timeout()
         if due is not None and (self._timer_at is None or due < self._timer_at):
             self._timer_at = due
-            self.world.clock.at(max(due, self.now), self._tick, self.swarm, due)
+            world.clock.at(max(due, self.now), self._tick, self.swarm, due)
 
     def _tick(self, swarm: Swarm, due: float) -> None:
         if self._timer_at == due:
@@ -187,6 +192,7 @@ class Node:
             case Completed():
                 assert self.verified.is_full
                 self.finished_at = self.now
+                self.world.may_be_done = True
             case _:
                 assert_never(effect)
 
@@ -194,9 +200,11 @@ class Node:
         link = self.links.get(peer)
         if link is None:
             return
-        if isinstance(message, HaveRuns):
+        if message is not self._said and isinstance(message, HaveRuns):
             assert all(self.verified.has_all(*run) for run in message.runs)
-        back = link.other.links[link.theirs]
+        self._said = message  # the same news for many peers is one object
+        back = link.back
+        assert back is not None
         at = max(back.clear_at, self.now + self.world.network.delay())
         back.clear_at = at
         if not self.host.is_stalled:
@@ -246,6 +254,8 @@ class World:
         self.does_check = True
         self.touched: set[Node] = set()
         """Nodes whose swarm has changed in this step."""
+        self.may_be_done = True
+        """Whether a node has finished or died since `run` last looked."""
         self._numbers = count(1)
 
     @property
@@ -275,8 +285,9 @@ class World:
         if any(link.other is two for link in one.links.values()):
             return
         mine, theirs = PeerId(next(self._numbers)), PeerId(next(self._numbers))
-        one.links[mine] = Link(mine, two, theirs)
-        two.links[theirs] = Link(theirs, one, mine)
+        near, far = Link(mine, two, theirs), Link(theirs, one, mine)
+        near.back, far.back = far, near
+        one.links[mine], two.links[theirs] = near, far
         tier = tier_between(one.labels, two.labels)
         for node, other, peer in ((one, two, mine), (two, one, theirs)):
             node.swarm.connected(
@@ -313,6 +324,7 @@ class World:
     def kill(self, node: Node) -> None:
         """The process is gone; its peers see their connections reset."""
         node.is_alive = False
+        self.may_be_done = True
         for link in list(node.links.values()):
             self.disconnect(node, link.other)
         node.origins.clear()
@@ -337,7 +349,11 @@ class World:
 
     def run(self, *, limit: float) -> None:
         """Goes on until every live node is complete."""
-        while not self.is_done:
+        self.may_be_done = True
+        while True:
+            if self.may_be_done and self.is_done:
+                return
+            self.may_be_done = False
             assert self.clock.now <= limit, f"not done after {limit} s: {self.describe()}"
             assert self._step(), f"nothing happens any more: {self.describe()}"
 
@@ -356,7 +372,7 @@ class World:
             for node in self.touched:
                 if node.is_alive:
                     check_node(node)
-        self.touched.clear()
+            self.touched.clear()
         return more
 
 
