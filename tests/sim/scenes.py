@@ -67,7 +67,7 @@ def broadcast(
 ) -> tuple[World, Node, list[Node]]:
     """One seeder and equal leechers, all connected; not yet run."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = checks
+    world.checked_one_in = int(checks)
     seeder = world.add_seeder(up=rate, down=rate)
     nodes = [world.add(up=rate, down=rate) for _ in range(leechers)]
     world.connect_all()
@@ -77,7 +77,7 @@ def broadcast(
 def two_racks(rate: float, thin: float, *, pieces: int, seed: int) -> tuple[World, float]:
     """Two racks of four behind a thin link; returns the world, run, and the copies across."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = False
+    world.checked_one_in = 0
     there, back = Trunk(thin), Trunk(thin)
     world.network.trunks = {("a", "b"): there, ("b", "a"): back}
     world.add_seeder(up=rate, down=rate, labels=Labels(rack="a"))
@@ -91,7 +91,7 @@ def two_racks(rate: float, thin: float, *, pieces: int, seed: int) -> tuple[Worl
 def origin_and_nodes(nodes: int, rate: float, *, pieces: int, seed: int) -> tuple[World, float]:
     """A plain HTTP origin and nodes that have nothing; returns the world, run, and the origin's copies."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = False
+    world.checked_one_in = 0
     origin = Host(rate, rate)
     for _ in range(nodes):
         world.add(up=rate, down=rate)

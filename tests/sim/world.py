@@ -128,7 +128,7 @@ class Node:
         world = self.world
         if self.verified.is_full:
             self.finished_at = self.now
-        return Swarm(
+        return world.swarm_type(
             MANIFEST,
             world.lengths,
             instance=self.instance,
@@ -151,8 +151,7 @@ class Node:
     def pump(self) -> None:
         """Performs what the swarm wants and sets its timer."""
         world = self.world
-        if world.does_check:
-            world.touched.add(self)
+        world.touched.add(self)
         if not self.is_alive:
             return
         while effects := self.swarm.effects():
@@ -242,7 +241,13 @@ class World:
     """All nodes, the clock and the network; faults are methods."""
 
     def __init__(
-        self, lengths: Lengths, *, seed: int, params: SwarmParams | None = None, **network: float
+        self,
+        lengths: Lengths,
+        *,
+        seed: int,
+        params: SwarmParams | None = None,
+        swarm_type: type[Swarm] = Swarm,
+        **network: float,
     ) -> None:
         self.rng = Random(seed)
         self.clock = Clock()
@@ -251,7 +256,9 @@ class World:
         self.sizes: list[int] = lengths.tolist()
         self.params = params or SwarmParams()
         self.nodes: list[Node] = []
-        self.does_check = True
+        self.swarm_type = swarm_type
+        self.checked_one_in = 1
+        """After one step in so many the nodes that it touched are checked; 0: never."""
         self.touched: set[Node] = set()
         """Nodes whose swarm has changed in this step."""
         self.may_be_done = True
@@ -368,11 +375,11 @@ class World:
 
     def _step(self) -> bool:
         more = self.clock.step()
-        if self.does_check:
+        if self.checked_one_in and self.clock.steps % self.checked_one_in == 0:
             for node in self.touched:
                 if node.is_alive:
                     check_node(node)
-            self.touched.clear()
+        self.touched.clear()
         return more
 
 
