@@ -1,7 +1,7 @@
 """Whole swarms of the real scheduler and tracker in virtual time, from a printed seed.
 
-Links carry 1 Gbit/s each way, round trips take 1 ms; every node dials 20 of the peers that the tracker names
-(12 in the last table) and is dialled by others; parameters are those of a real node. With faults one node in ten
+Links carry 1 Gbit/s each way, round trips take 1 ms; every node dials peers that the tracker names until it
+has 20 (12 in the last table), and is dialled by others; parameters are those of a real node. With faults one node in ten
 comes late, one in fifty has a fifth of the bandwidth, one in a hundred is killed, one block or message in
 2,000 is lost and comes 0.2 s later. In racks, 32 nodes share one trunk that carries an eighth of what they
 could take. Efficiency is the bound over the time of the last node with a whole link, from its own start:
@@ -30,11 +30,11 @@ sys.path[0] = str(Path(__file__).parent.parent / "tests")
 from sim.large import RATE, Large, LargeWorld  # noqa: E402 - the path comes first
 
 MIB = 1 << 20
-SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, dialled=20)
-THOUSAND = Large(nodes=1000, pieces=800, piece_bytes=4 * MIB, block_bytes=MIB, dialled=20)
+SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers=20)
+THOUSAND = Large(nodes=1000, pieces=800, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
 # Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
 # so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
-SCALED = Large(nodes=64, pieces=100, piece_bytes=4 * MIB, block_bytes=MIB, dialled=12, faults=True)
+SCALED = Large(nodes=64, pieces=100, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
 SWARMS = [
     *(SMALL, replace(SMALL, faults=True), replace(SMALL, racks=True)),
     *(THOUSAND, replace(THOUSAND, faults=True), replace(THOUSAND, pieces=200, racks=True)),
@@ -152,7 +152,7 @@ def main() -> None:
         for large in swarms:
             results.append(futures[large].result())
             print(results[-1], flush=True)
-    print(scaling([one for one in results if one.large.dialled == SCALED.dialled]))
+    print(scaling([one for one in results if one.large.peers == SCALED.peers]))
     print(f"{time.perf_counter() - started:.0f} s in {arguments.processes} processes")
 
 

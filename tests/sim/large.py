@@ -25,18 +25,19 @@ KILLED_ONE_IN = 100
 LOSS = 0.0005  # of blocks and messages, each 0.2 s late then
 RACK_NODES = 32
 TRUNK_RATE = RACK_NODES / 8 * RATE  # into a rack: 8 to 1, as thin as data centres have them
+PEERS_NAMED = 50  # by a tracker in one answer, as real nodes ask (node/announcer.py)
 CHECKED_ONE_IN = 200  # steps after which the invariants of a node are looked at; a check costs ten steps
 
 
 @dataclass(frozen=True, slots=True)
 class Large:
-    """One swarm to simulate. A node dials `dialled` peers; others dial it, up to twice as many in all."""
+    """One swarm to simulate. A node dials until it has `peers`; others dial it, up to twice as many in all."""
 
     nodes: int
     pieces: int
     piece_bytes: int
     block_bytes: int
-    dialled: int
+    peers: int
     faults: bool = False
     racks: bool = False
 
@@ -82,13 +83,15 @@ class LargeWorld:
         self._lay_trunks(racks)
         self.seeder = self.world.add_seeder(up=RATE, down=RATE, labels=Labels(rack=racks[0]))
         self.leechers = [self._add(number, racks) for number in range(1, large.nodes + 1)]
-        self._join(self.seeder)
         late = self._drawn(LATE_ONE_IN)
-        for node in self.leechers:
+        for node in [self.seeder, *self.leechers]:
             if node in late:
                 self.world.clock.at(self.rng.random() * 0.3 * large.fluid_s, self._join, node)
             else:
-                self._join(node)
+                self._announce(node)
+        for node in self.leechers:
+            if node not in late:
+                self._dial(node)
         for node in self._drawn(KILLED_ONE_IN):
             self.world.clock.at(self.rng.random() * large.fluid_s, self.world.kill, node)
 
@@ -111,18 +114,21 @@ class LargeWorld:
             self.world.network.trunks |= {(other, rack): trunk for other in racks if other != rack}
 
     def _join(self, node: Node) -> None:
-        """Asks the tracker, dials whom it names while they have room, and announces itself from then on."""
         node.started_at = self.world.clock.now
-        wanted = self.large.dialled
-        limit = wanted + (RACK_NODES - 1) * self.large.racks
+        self._announce(node)
+        self._dial(node)
+
+    def _dial(self, node: Node) -> None:
+        """Asks the tracker, and dials whom it names while they have room."""
         self.tracker_requests += 1
-        named = self.tracker.peers(OID, now=self.world.clock.now, labels=node.labels, limit=limit)
+        rack = RACK_NODES - 1 if self.large.racks else 0
+        limit = self.large.peers + rack
+        named = self.tracker.peers(OID, now=self.world.clock.now, labels=node.labels, limit=PEERS_NAMED + rack)
         for peer in named:
             other = self.world.nodes[int(peer.instance, 16)]
-            is_near = self.large.racks and other.labels == node.labels
-            if other.is_alive and (is_near or len(other.links) < 2 * limit):
+            is_near = rack > 0 and other.labels == node.labels
+            if other.is_alive and (is_near or max(2 * len(node.links), len(other.links)) < 2 * limit):
                 self.world.connect(node, other)
-        self._announce(node)
 
     def _announce(self, node: Node) -> None:
         if not node.is_alive:
