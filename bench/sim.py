@@ -1,16 +1,18 @@
 """Whole swarms of the real scheduler and tracker in virtual time, from a printed seed.
 
 Links carry 1 Gbit/s each way, round trips take 1 ms; every node dials peers that the tracker names until it
-has 20 (12 in the last table), and is dialled by others; parameters are those of a real node. With faults one node in ten
-comes late, one in fifty has a fifth of the bandwidth, one in a hundred is killed, one block or message in
-2,000 is lost and comes 0.2 s later. In racks, 32 nodes share one trunk that carries an eighth of what they
-could take. Efficiency is the bound over the time of the last node with a whole link, from its own start:
-the fluid bound (size over the seeder's link) and that with pieces stored before they are forwarded
-(research/swarm.md 3, A and C). Seconds are CPU time of one process; the scheduler's are those of calls into
-megalfs/core, an event being such a call. Effects are checked always (nothing unverified is announced or
-served, nothing held is fetched), the books of a node after one step in 200, completion at the end.
+has 20 (12 in the last table), and is dialled by others; parameters are those of a real node. With faults one
+node in ten comes late, one in fifty has a fifth of the bandwidth, one in a hundred is killed, one block or
+message in 2,000 is lost and comes 0.2 s later. In racks, 32 nodes share one trunk that carries an eighth of
+what they could take.
 
-    python bench/sim.py [--seed 1] [--only 1000] [--processes 2]
+Efficiency is the bound over the time of the last node with a whole link, from its own start: the fluid bound
+(size over the seeder's link), and that with pieces stored before they are forwarded (research/swarm.md 3, A
+and C). Seconds are CPU time of one process; the scheduler's are those of calls into megalfs/core, an event
+being such a call. Checked are all effects (nothing unverified is announced or served, nothing held is
+fetched), the books of a node after one step in 200, and at the end that every live node is complete.
+
+    python bench/sim.py [--seed 1] [--only 1,4] [--processes 2]
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from sim.large import RATE, Large, LargeWorld  # noqa: E402 - the path comes fir
 
 MIB = 1 << 20
 SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers=20)
-THOUSAND = Large(nodes=1000, pieces=800, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
+THOUSAND = Large(nodes=1000, pieces=700, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
 # Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
 # so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
 SCALED = Large(nodes=64, pieces=100, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
@@ -137,22 +139,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="swarms of this many nodes")
+    parser.add_argument("--only", help="numbers of swarms, as printed: 1,4")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    swarms = [large for large in SWARMS if arguments.only in (None, large.nodes)]
+    numbers = (
+        [int(text) for text in arguments.only.split(",")] if arguments.only else range(1, len(SWARMS) + 1)
+    )
     started = time.perf_counter()
     print(f"seed {arguments.seed}, links of {RATE * 8 / 1e9:.3f} Gbit/s payload", flush=True)
     # A process a swarm, the longest first: memory is given back, and its peak is the swarm's own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.processes, context, max_tasks_per_child=1) as pool:
-        order = sorted(swarms, key=lambda large: -large.nodes * large.pieces)
-        futures = {large: pool.submit(simulate, large, arguments.seed) for large in order}
+        order = sorted(numbers, key=lambda number: -SWARMS[number - 1].nodes * SWARMS[number - 1].pieces)
+        futures = {number: pool.submit(simulate, SWARMS[number - 1], arguments.seed) for number in order}
         results = []
-        for large in swarms:
-            results.append(futures[large].result())
-            print(results[-1], flush=True)
-    print(scaling([one for one in results if one.large.peers == SCALED.peers]))
+        for number in numbers:
+            results.append(futures[number].result())
+            print(f"{number:2}. {results[-1]}", flush=True)
+    scaled = [one for one in results if one.large.peers == SCALED.peers]
+    if scaled:
+        print(scaling(scaled))
     print(f"{time.perf_counter() - started:.0f} s in {arguments.processes} processes")
 
 

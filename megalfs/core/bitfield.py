@@ -125,7 +125,7 @@ class Bitfield:
         """Whether the whole run is in."""
         if count == 1:  # an index costs a tenth of a slice, and count_nonzero a third of all()
             return bool(self.bits[first])
-        return np.count_nonzero(self.bits[first : first + count]) == count
+        return int(np.count_nonzero(self.bits[first : first + count])) == count
 
     def add(self, first: int, count: int) -> int:
         """Adds a run; returns how many of its pieces are new."""

@@ -75,7 +75,7 @@ class Pieces:
         """Whether a piece of the run is wanted."""
         if run.count == 1:
             return bool(self.wanted[run.first])
-        return np.count_nonzero(self.wanted[run.first : run.end]) > 0
+        return int(np.count_nonzero(self.wanted[run.first : run.end])) > 0
 
     def ask(self, run: Run) -> None:
         """The run is asked of one more peer."""

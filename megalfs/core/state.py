@@ -15,7 +15,6 @@ from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
 from megalfs.core.promises import Promises
 from megalfs.core.session import PeerKind, Session, Shows
-from megalfs.core.topology import Tier
 from megalfs.errors import RemoteProtocolError
 
 __all__ = ["SwarmState"]

@@ -123,7 +123,9 @@ class LargeWorld:
         self.tracker_requests += 1
         rack = RACK_NODES - 1 if self.large.racks else 0
         limit = self.large.peers + rack
-        named = self.tracker.peers(OID, now=self.world.clock.now, labels=node.labels, limit=PEERS_NAMED + rack)
+        named = self.tracker.peers(
+            OID, now=self.world.clock.now, labels=node.labels, limit=PEERS_NAMED + rack
+        )
         for peer in named:
             other = self.world.nodes[int(peer.instance, 16)]
             is_near = rack > 0 and other.labels == node.labels

@@ -32,13 +32,13 @@ def bits(drawing: str) -> Bitfield:
 class Solo:
     """A swarm and the clock it is told."""
 
-    def __init__(self, have: str, *, seed: int = 1, **params: float | bool) -> None:
+    def __init__(self, have: str, *, seed: int = 1, instance: int = 0, **params: float | bool) -> None:
         lengths = np.full(len(have), PIECE_BYTES, dtype=np.uint32)
         self.now = 0.0
         self.swarm = Swarm(
             MANIFEST,
             lengths,
-            instance=bytes(16),
+            instance=instance.to_bytes(16, "big"),
             have=bits(have),
             params=SwarmParams(**params),  # type: ignore[arg-type]
             rng=Random(seed),

@@ -9,7 +9,10 @@ from typing import Any
 
 from megalfs.core.swarm import Swarm
 
-EVENTS = "connected disconnected received receiving progressed verified corrupt failed served timeout".split()
+EVENTS = [
+    *("connected", "disconnected", "received", "receiving", "progressed"),
+    *("verified", "corrupt", "failed", "served", "timeout"),
+]
 AFTER = ["effects", "next_timeout"]  # what a driver asks after each of them: their time is the event's too
 SAMPLED = 8  # one call in so many is timed: the clock of the thread costs half a microsecond
 
