@@ -36,7 +36,7 @@ SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers
 THOUSAND = Large(nodes=1000, pieces=700, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
 # Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
 # so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
-SCALED = Large(nodes=64, pieces=100, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
+SCALED = Large(nodes=64, pieces=50, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
 SWARMS = [
     *(SMALL, replace(SMALL, faults=True), replace(SMALL, racks=True)),
     *(THOUSAND, replace(THOUSAND, faults=True), replace(THOUSAND, pieces=200, racks=True)),

@@ -67,9 +67,10 @@ class Fetching:
             self.feed(session, now)
 
     def take_over_if_idle(self, session: Session, now: float) -> None:
-        """The peer holds more of what others are asked for, and nothing new that we may ask for."""
+        """As `feed_if_idle`, when the peer has nothing new to be asked for: others' queues may still be long."""
         if not session.flights and session.can_be_asked:
             self._use_idle(session, now)
+            self._watch(session, now)
 
     def feed_all(self, now: float) -> None:
         """Asks every peer, those with least outstanding first."""

@@ -325,12 +325,11 @@ class Swarm:
             session.end_credit()
             self._state.show(session, Shows.SOME, Bitfield(self._state.pieces.count))
         pieces = self._state.pieces
-        is_news, is_wanted, is_missing = not checked, False, False
+        is_news, is_wanted = not checked, False
         for run in checked:
             if session.shows is Shows.SOME and self._state.gain(session, run):
                 is_news = True
                 is_wanted = is_wanted or pieces.wants(run)
-                is_missing = is_missing or not pieces.have.has_all(*run)
                 self._serving.announced(session, run, now)
         if session.shows is not was:
             self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
@@ -340,7 +339,7 @@ class Swarm:
             self._serving.go_on(now)
         if is_wanted or session.shows is not was:
             self._fetching.feed_if_idle(session, now)
-        elif is_missing:
+        else:
             self._fetching.take_over_if_idle(session, now)
 
     def _heard_state(self, session: Session, shows: Shows, now: float) -> None:
