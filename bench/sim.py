@@ -18,6 +18,7 @@ fetched), the books of a node after one step in 200, and at the end that every l
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import resource
 import sys
@@ -36,7 +37,7 @@ SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers
 THOUSAND = Large(nodes=1000, pieces=700, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
 # Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
 # so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
-SCALED = Large(nodes=64, pieces=50, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
+SCALED = Large(nodes=64, pieces=24, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
 SWARMS = [
     *(SMALL, replace(SMALL, faults=True), replace(SMALL, racks=True)),
     *(THOUSAND, replace(THOUSAND, faults=True), replace(THOUSAND, pieces=200, racks=True)),
@@ -127,7 +128,7 @@ def scaling(results: list[Result]) -> str:
     for one in results:
         cost = one.core_cpu_s / one.node_pieces
         growth = cost / (first.core_cpu_s / first.node_pieces)
-        logs = one.large.nodes.bit_length() / first.large.nodes.bit_length()
+        logs = math.log2(one.large.nodes) / math.log2(first.large.nodes)
         lines.append(
             f"{one.large.nodes:6,}  {1e6 * cost:19.0f}  {one.messages / one.node_pieces:8.1f}  {growth / logs:12.2f}"
         )

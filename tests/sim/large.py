@@ -83,7 +83,7 @@ class LargeWorld:
         self._lay_trunks(racks)
         self.seeder = self.world.add_seeder(up=RATE, down=RATE, labels=Labels(rack=racks[0]))
         self.leechers = [self._add(number, racks) for number in range(1, large.nodes + 1)]
-        late = self._drawn(LATE_ONE_IN)
+        late = set(self._drawn(LATE_ONE_IN))
         for node in [self.seeder, *self.leechers]:
             if node in late:
                 self.world.clock.at(self.rng.random() * 0.3 * large.fluid_s, self._join, node)
@@ -99,8 +99,8 @@ class LargeWorld:
         """Until every live node is complete; a node with a fifth of the bandwidth takes five times as long."""
         self.world.run(limit=20 * self.large.fluid_s + 60)
 
-    def _drawn(self, one_in: int) -> set[Node]:
-        return set(self.rng.sample(self.leechers, len(self.leechers) // one_in) if self.large.faults else ())
+    def _drawn(self, one_in: int) -> list[Node]:
+        return self.rng.sample(self.leechers, len(self.leechers) // one_in) if self.large.faults else []
 
     def _add(self, number: int, racks: list[str]) -> Node:
         rate = RATE / 5 if self.large.faults and number % SLOW_ONE_IN == 0 else RATE
@@ -129,7 +129,8 @@ class LargeWorld:
         for peer in named:
             other = self.world.nodes[int(peer.instance, 16)]
             is_near = rack > 0 and other.labels == node.labels
-            if other.is_alive and (is_near or max(2 * len(node.links), len(other.links)) < 2 * limit):
+            has_room = len(node.links) < limit and len(other.links) < 2 * limit
+            if other.is_alive and (is_near or has_room):
                 self.world.connect(node, other)
 
     def _announce(self, node: Node) -> None:

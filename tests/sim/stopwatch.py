@@ -14,7 +14,7 @@ EVENTS = [
     *("verified", "corrupt", "failed", "served", "timeout"),
 ]
 AFTER = ["effects", "next_timeout"]  # what a driver asks after each of them: their time is the event's too
-SAMPLED = 8  # one call in so many is timed: the clock of the thread costs half a microsecond
+SAMPLED = 32  # one call in so many is timed: reading the clock of the thread costs half a microsecond
 
 
 class Stopwatch:

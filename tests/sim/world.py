@@ -73,13 +73,13 @@ class Transfer:
         self.node.pump()
 
     def ended(self) -> None:
-        self.node.incoming.discard(self)
+        self.node.incoming.pop(self, None)
 
     def handed_over(self) -> None:
         if self.server is not None:
             server, peer = self.server
             self.server = None
-            server.outgoing.discard(self)
+            server.outgoing.pop(self, None)
             server.swarm.served(peer, self.run.first, self.run.count, ok=True, now=server.now)
             server.pump()
 
@@ -87,10 +87,10 @@ class Transfer:
         """The connection broke."""
         assert self.flow is not None
         self.node.world.network.stop(self.flow)
-        self.node.incoming.discard(self)
+        self.node.incoming.pop(self, None)
         if self.server is not None:
             server, peer = self.server
-            server.outgoing.discard(self)
+            server.outgoing.pop(self, None)
             if server.is_alive:
                 server.swarm.served(peer, self.run.first, self.run.count, ok=False, now=server.now)
         if self.node.is_alive:
@@ -108,8 +108,8 @@ class Node:
         self.is_liar = False
         self.links: dict[PeerId, Link] = {}
         self.origins: dict[PeerId, Host] = {}
-        self.incoming: set[Transfer] = set()
-        self.outgoing: set[Transfer] = set()
+        self.incoming: dict[Transfer, None] = {}  # in order: a seed must always give the same swarm
+        self.outgoing: dict[Transfer, None] = {}
         self.banned: set[int] = set()
         self.bans: list[tuple[int, str]] = []
         self.started_at = world.clock.now
@@ -223,7 +223,7 @@ class Node:
         for transfer in [one for one in self.incoming if one.peer == peer and run.covers(one.run)]:
             assert transfer.flow is not None
             self.world.network.stop(transfer.flow)
-            self.incoming.discard(transfer)
+            self.incoming.pop(transfer, None)
 
     def _serve(self, peer: PeerId, run: Run) -> None:
         assert self.verified.has_all(*run), "served what was not verified"
@@ -233,7 +233,7 @@ class Node:
             return
         transfer = Transfer(link.other, link.theirs, run, is_lie=self.is_liar)
         transfer.server = (self, peer)
-        self.outgoing.add(transfer)
+        self.outgoing[transfer] = None
         self.world.start(transfer, self.host)
 
 
@@ -346,7 +346,7 @@ class World:
     def start(self, transfer: Transfer, source: Host) -> None:
         sizes = self.sizes[transfer.run.first : transfer.run.end]
         transfer.flow = Flow(source, transfer.node.host, sizes, transfer)
-        transfer.node.incoming.add(transfer)
+        transfer.node.incoming[transfer] = None
         self.network.start(transfer.flow)
 
     def run_until(self, time: float) -> None:
