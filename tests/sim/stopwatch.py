@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +23,7 @@ class Stopwatch:
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self._timed: Counter[str] = Counter()
-        self._spent: Counter[str] = Counter()
+        self._spent: defaultdict[str, float] = defaultdict(float)
 
     def watched(self) -> type[Swarm]:
         """The real swarm, its calls counted here."""
