@@ -369,9 +369,11 @@ class World:
         return all(node.finished_at is not None for node in self.nodes if node.is_alive)
 
     def describe(self) -> str:
-        return ", ".join(
-            f"{n.number}: {n.verified.count}/{n.verified.size}" for n in self.nodes if n.is_alive
+        missing = [node for node in self.nodes if node.is_alive and not node.verified.is_full]
+        first = ", ".join(
+            f"{node.number}: {node.verified.count}/{node.verified.size}" for node in missing[:20]
         )
+        return f"{len(missing)} nodes lack something: {first}"
 
     def _step(self) -> bool:
         more = self.clock.step()
