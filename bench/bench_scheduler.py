@@ -49,11 +49,21 @@ class Bench:
         self.free_at = 0.0
         lengths = np.full(PIECES, PIECE_BYTES, dtype=np.uint32)
         params = SwarmParams()
-        self.swarm = Swarm(MANIFEST, lengths, have=Bitfield(PIECES), params=params, rng=self.rng, now=0.0)
+        self.swarm = Swarm(
+            MANIFEST,
+            lengths,
+            instance=bytes(16),
+            have=Bitfield(PIECES),
+            params=params,
+            rng=self.rng,
+            now=0.0,
+        )
         self.leechers: list[PeerId] = []
         for number in range(PEERS):
             peer = PeerId(number)
-            self.swarm.connected(peer, kind=PeerKind.NODE, tier=Tier.ZONE, now=0.0)
+            self.swarm.connected(
+                peer, kind=PeerKind.NODE, tier=Tier.ZONE, instance=number.to_bytes(16, "big"), now=0.0
+            )
             if number < seeders:
                 self.swarm.received(peer, HaveAll(MANIFEST), now=0.0)
             else:

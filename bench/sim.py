@@ -1,172 +1,138 @@
-"""Whole swarms of the real scheduler in virtual time, from a printed seed.
+"""Whole swarms of the real scheduler and tracker in virtual time, from a printed seed.
 
-Each node knows a dozen or two random peers, as a tracker would hand them out, the seeder among them while
-it has room. With faults a tenth of the nodes come late, one in fifty is slow, one in a hundred dies in the
-middle, and some blocks are lost. In racks, 32 nodes share one trunk that carries an eighth of what they
-could take; they know each other, and some outside. Printed per size: efficiency against the bound
-(research/swarm.md 3: fluid, and with store-and-forward of pieces), copies sent by the seeder and across
-trunks for each rack, tracker requests per second, and what a step, a message and a node cost. What
-`tests/sim/world.py` holds every effect against (nothing unverified is announced or served, nothing held is
-fetched) holds here too; its slower checks are left to the tests.
+Links carry 1 Gbit/s each way, round trips take 1 ms; every node dials peers that the tracker names until it
+has 20 (12 in the last table), and is dialled by others; parameters are those of a real node. With faults one
+node in ten comes late, one in fifty has a fifth of the bandwidth, one in a hundred is killed, one block or
+message in 2,000 is lost and comes 0.2 s later. In racks, 32 nodes share one trunk that carries an eighth of
+what they could take.
 
-    python bench/sim.py [--seed 1] [--nodes 64,1000,10000]
+Efficiency is the bound over the time of the last node with a whole link, from its own start: the fluid bound
+(size over the seeder's link), and that with pieces stored before they are forwarded (research/swarm.md 3, A
+and C). Seconds are CPU time of one process; the scheduler's are those of calls into megalfs/core, an event
+being such a call. Checked are all effects (nothing unverified is announced or served, nothing held is
+fetched), the books of a node after one step in 200, and at the end that every live node is complete.
+
+    python bench/sim.py [--seed 1] [--only 1,4] [--processes 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+import resource
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 
 # In place of this directory, where this very file would hide the package `sim` of the tests.
 sys.path[0] = str(Path(__file__).parent.parent / "tests")
 
-import numpy as np  # noqa: E402 - the path comes first
-from sim.network import Trunk  # noqa: E402
-from sim.world import Node, World  # noqa: E402
+from sim.large import RATE, Large, LargeWorld  # noqa: E402 - the path comes first
 
-from megalfs.core.params import SwarmParams  # noqa: E402
-from megalfs.core.topology import Labels  # noqa: E402
-
-RATE = 1e9 / 8 * 0.957  # 1 Gbit/s links
-ANNOUNCE_S = 60.0  # each node asks the tracker when it joins and then this often
-RACK_NODES = 32
-TRUNK_RATE = RACK_NODES / 8 * RATE  # into a rack: 8 to 1, as thin as data centres have them
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """How large a swarm is simulated, and how finely."""
-
-    pieces: int
-    piece_bytes: int
-    degree: int
-    block_bytes: int
-
-
-# 1,000 nodes get the 500 pieces that `relay_parts` makes for twenty known peers; 10,000 get fewer, because a
-# simulated piece costs what a real one does. Fewer pieces lower the efficiency, so figures compare only at
-# equal sizes. Blocks are parts of a piece, or a flow would have all of one in its socket at once and the slots
-# of an uplink would bound nothing; 10,000 nodes cannot afford that yet.
-SIZES = {
-    64: Size(pieces=800, piece_bytes=1 << 20, degree=30, block_bytes=128 << 10),
-    1000: Size(pieces=500, piece_bytes=4 << 20, degree=20, block_bytes=1 << 20),
-    10_000: Size(pieces=24, piece_bytes=16 << 20, degree=12, block_bytes=16 << 20),
-}
+MIB = 1 << 20
+SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers=20)
+THOUSAND = Large(nodes=1000, pieces=700, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
+# Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
+# so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
+SCALED = Large(nodes=64, pieces=24, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
+SWARMS = [
+    *(SMALL, replace(SMALL, faults=True), replace(SMALL, racks=True)),
+    *(THOUSAND, replace(THOUSAND, faults=True), replace(THOUSAND, pieces=200, racks=True)),
+    *(replace(SCALED, nodes=nodes) for nodes in (64, 250, 1000, 10_000)),
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """What is not ideal in a swarm."""
+class Result:
+    """What one swarm showed; times in seconds, of virtual time unless CPU is said."""
 
-    faults: bool = False
-    racks: bool = False
+    large: Large
+    last_s: float
+    median_s: float
+    slow_factor: float | None
+    copies: float
+    redundant: float
+    across: float | None
+    peers: float
+    tracker_rate: float
+    messages: int
+    events: int
+    core_cpu_s: float
+    cpu_s: float
+    peak_mib: int
+
+    @classmethod
+    def of(cls, run: LargeWorld, *, cpu_s: float) -> Result:
+        large, world = run.large, run.world
+        alive = [node for node in run.leechers if node.is_alive]
+        times = sorted(_seconds(node) for node in alive if node.host.up == RATE)
+        slow = [_seconds(node) * node.host.down / large.size for node in alive if node.host.up < RATE]
+        trunks = set(world.network.trunks.values())
+        carried = sum(trunk.carried for trunk in trunks) / large.size
+        return cls(
+            large=large,
+            last_s=times[-1],
+            median_s=times[len(times) // 2],
+            slow_factor=max(slow, default=None),
+            copies=run.seeder.host.sent / large.size,
+            redundant=sum(node.received for node in alive) / (large.size * len(alive)) - 1,
+            across=carried / (len(trunks) - 1) if trunks else None,
+            peers=sum(len(node.links) for node in world.nodes) / len(world.nodes),
+            tracker_rate=run.tracker_requests / world.clock.now,
+            messages=sum(node.messages for node in world.nodes),
+            events=run.stopwatch.events,
+            core_cpu_s=run.stopwatch.seconds,
+            cpu_s=cpu_s,
+            peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        )
+
+    @property
+    def node_pieces(self) -> int:
+        return self.large.nodes * self.large.pieces
 
     def __str__(self) -> str:
-        return ", with faults" * self.faults + f", racks of {RACK_NODES}" * self.racks
+        slow = f", slow nodes at most {self.slow_factor:.2f} x their own bound" if self.slow_factor else ""
+        across = f", across trunks {self.across:.2f} for each other rack" if self.across is not None else ""
+        return (
+            f"{self.large}, {self.peers:.0f} peers each\n"
+            f"   efficiency {self.large.fluid_s / self.last_s:.3f} of the fluid bound, "
+            f"{self.large.stored_s / self.last_s:.3f} with store-and-forward; "
+            f"median node {self.large.fluid_s / self.median_s:.3f}{slow}\n"
+            f"   copies by the seeder {self.copies:.3f}, redundant {100 * self.redundant:.2f} %{across}\n"
+            f"   tracker {self.tracker_rate:.1f} requests/s; {self.messages / self.node_pieces:.1f} messages a "
+            f"node and piece\n"
+            f"   scheduler {1e6 * self.core_cpu_s / self.events:.1f} us an event ({self.events:,} events), "
+            f"{1e6 * self.core_cpu_s / self.node_pieces:.0f} us a node and piece; "
+            f"simulator and scheduler {self.cpu_s:.0f} s, {self.peak_mib} MiB"
+        )
 
 
-def build(nodes: int, size: Size, seed: int, scene: Scene) -> tuple[World, Node, list[Node]]:
-    rng, faults = Random(seed), scene.faults
-    lengths = np.full(size.pieces, size.piece_bytes, dtype=np.uint32)
-    # Thousands of haves a second in one process: batches as old as a twentieth of a piece's journey do.
-    params = SwarmParams(have_delay_s=0.05 * size.piece_bytes / RATE * 4, have_lazy_s=5.0)
-    world = World(
-        lengths,
-        seed=seed,
-        params=params,
-        latency=0.0005,
-        loss=0.0005 if faults else 0.0,
-        block_bytes=size.block_bytes,
-        buffer_bytes=size.block_bytes,
-    )
-    world.does_check = False
-    racks = [f"r{at}" for at in range(-(-nodes // RACK_NODES))] if scene.racks else [""]
-    lay_trunks(world, racks)
-    seeder = world.add_seeder(up=RATE, down=RATE, labels=Labels(rack=racks[0]))
-    leechers = []
-    for number in range(1, nodes + 1):
-        slow = faults and number % 50 == 0
-        rate = RATE / 5 if slow else RATE
-        rack = racks[(number - 1) // RACK_NODES % len(racks)]
-        leechers.append(world.add(up=rate, down=rate, labels=Labels(rack=rack)))
-    late = set(rng.sample(range(nodes), nodes // 10)) if faults else set()
-    for at, node in enumerate(leechers):
-        if at in late:
-            when = rng.random() * 0.3 * world.size / RATE
-            world.clock.at(when, join, world, node, size.degree, rng)
-        else:
-            join(world, node, size.degree, rng)
-    if faults:
-        for node in rng.sample(leechers, nodes // 100):
-            world.clock.at(rng.random() * world.size / RATE, world.kill, node)
-    return world, seeder, leechers
+def _seconds(node) -> float:
+    return node.finished_at - node.started_at
 
 
-def lay_trunks(world: World, racks: list[str]) -> None:
-    """One trunk into each rack, for all that comes from other racks."""
-    for rack in racks if len(racks) > 1 else ():
-        trunk = Trunk(TRUNK_RATE)
-        world.network.trunks |= {(other, rack): trunk for other in racks if other != rack}
+def simulate(large: Large, seed: int) -> Result:
+    started = time.process_time()
+    run = LargeWorld(large, seed)
+    run.run()
+    return Result.of(run, cpu_s=time.process_time() - started)
 
 
-def join(world: World, node: Node, degree: int, rng: Random) -> None:
-    """What a tracker's answer leads to: some random peers, the seeder among them while it has room."""
-    node.started_at = world.clock.now
-    seeder = world.nodes[0]
-    if len(seeder.links) < 2 * degree:
-        world.connect(node, seeder)
-    if node.labels.rack:  # a tracker names near ones first (core/tracker.py)
-        meet(world, node, [one for one in world.nodes[1:] if one.labels == node.labels], RACK_NODES)
-        degree = len(node.links) + degree // 2
-    meet(world, node, rng.sample(world.nodes[1:], min(degree, len(world.nodes) - 1)), degree)
-
-
-def meet(world: World, node: Node, others: Iterable[Node], degree: int) -> None:
-    for other in others:
-        if other.is_alive and len(node.links) < degree and len(other.links) < 2 * degree:
-            world.connect(node, other)
-
-
-def simulate(nodes: int, size: Size, seed: int, scene: Scene) -> None:
-    started = time.perf_counter()
-    world, seeder, leechers = build(nodes, size, seed, scene)
-    built_s = time.perf_counter() - started
-    world.run(limit=100 * world.size / RATE)
-    wall_s = time.perf_counter() - started - built_s
-    report(nodes, size, world, seeder, leechers, wall_s=wall_s, scene=scene)
-
-
-def report(
-    nodes: int, size: Size, world: World, seeder: Node, leechers: list[Node], *, wall_s: float, scene: Scene
-) -> None:
-    alive = [node for node in leechers if node.is_alive and node.host.up == RATE]
-    times = sorted(node.finished_at - node.started_at for node in alive if node.finished_at is not None)
-    fluid = world.size / RATE
-    stored = fluid * (1 + math.floor(math.log2(nodes)) / size.pieces)
-    received = sum(node.received for node in leechers if node.is_alive)
-    complete = world.size * sum(node.is_alive for node in leechers)
-    messages = sum(node.messages for node in world.nodes)
-    trunks = set(world.network.trunks.values())
-    across = sum(trunk.carried for trunk in trunks) / world.size / max(1, len(trunks) - 1)
-    across_text = f", across trunks {across:.2f} for each other rack" if trunks else ""
-    print(
-        f"{nodes:6,} nodes, degree {size.degree}, {size.pieces} pieces of {size.piece_bytes >> 20} MiB{scene}\n"
-        f"   efficiency {fluid / times[-1]:.3f} (store-and-forward bound {stored / times[-1]:.3f}), "
-        f"median node {fluid / times[len(times) // 2]:.3f}\n"
-        f"   copies by the seeder {seeder.host.sent / world.size:.3f}, "
-        f"redundant {100 * (received / complete - 1):.2f} %{across_text}\n"
-        f"   tracker {nodes / ANNOUNCE_S:.1f} requests/s, "
-        f"messages {messages / nodes / size.pieces:.1f} a node and piece\n"
-        f"   {world.clock.steps:,} steps in {wall_s:.0f} s: {1e6 * wall_s / world.clock.steps:.0f} us each, "
-        f"{1e6 * wall_s / messages:.0f} us a message, {1e6 * wall_s / nodes / size.pieces:.0f} us a node and piece",
-        flush=True,
-    )
+def scaling(results: list[Result]) -> str:
+    """Cost of a node against N: what grows no faster than log N stays below 1 in the last column."""
+    first = results[0]
+    lines = ["cost of a node against N, 64 nodes = 1", "     N  us a node and piece  messages   cost / log N"]
+    for one in results:
+        cost = one.core_cpu_s / one.node_pieces
+        growth = cost / (first.core_cpu_s / first.node_pieces)
+        logs = math.log2(one.large.nodes) / math.log2(first.large.nodes)
+        lines.append(
+            f"{one.large.nodes:6,}  {1e6 * cost:19.0f}  {one.messages / one.node_pieces:8.1f}  {growth / logs:12.2f}"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -174,13 +140,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--nodes", default="64,1000,10000")
+    parser.add_argument("--only", help="numbers of swarms, as printed: 1,4")
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    print(f"seed {arguments.seed}, links of {RATE * 8 / 1e9:.3f} Gbit/s payload")
-    for nodes in map(int, arguments.nodes.split(",")):
-        for scene in (Scene(), Scene(faults=True), Scene(racks=True)):
-            if nodes <= 64 or scene.faults or (scene.racks and nodes <= 1000):
-                simulate(nodes, SIZES[nodes], arguments.seed, scene)
+    numbers = (
+        [int(text) for text in arguments.only.split(",")] if arguments.only else range(1, len(SWARMS) + 1)
+    )
+    started = time.perf_counter()
+    print(f"seed {arguments.seed}, links of {RATE * 8 / 1e9:.3f} Gbit/s payload", flush=True)
+    # A process a swarm, the longest first: memory is given back, and its peak is the swarm's own.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.processes, context, max_tasks_per_child=1) as pool:
+        order = sorted(numbers, key=lambda number: -SWARMS[number - 1].nodes * SWARMS[number - 1].pieces)
+        futures = {number: pool.submit(simulate, SWARMS[number - 1], arguments.seed) for number in order}
+        results = []
+        for number in numbers:
+            results.append(futures[number].result())
+            print(f"{number:2}. {results[-1]}", flush=True)
+    scaled = [one for one in results if one.large.peers == SCALED.peers]
+    if scaled:
+        print(scaling(scaled))
+    print(f"{time.perf_counter() - started:.0f} s in {arguments.processes} processes")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,14 @@ def test_a_full_table_takes_room_from_the_crowd(table: TrackerTable) -> None:
     assert "10.0.0.1" in {peer.source for peer in found}
 
 
+def test_a_full_table_of_nodes_with_addresses_of_their_own_keeps_the_seeder(table: TrackerTable) -> None:
+    announce(table, 0, remote="10.0.0.1")
+    for number in range(1, PEERS_PER_OID_MAX + 200):
+        blobs = [{"oid": str(OID), "complete": False}]
+        announce(table, number, remote=f"10.{number >> 8}.{number & 255}.1", now=1.0, blobs=blobs)
+    assert [peer.is_complete for peer in table.peers(OID, now=2.0, limit=2)] == [True, False]
+
+
 def test_an_answer_is_bounded_and_mixes_whole_and_partial_holders(table: TrackerTable) -> None:
     for number in range(200):
         blobs = [{"oid": str(OID), "complete": number % 2 == 0}]

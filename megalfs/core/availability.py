@@ -74,9 +74,9 @@ class Availability:
         """How many peers hold everything."""
         return sum(self._full.values())
 
-    def counts(self, low: int, high: int) -> Counts:
-        """Copies of the pieces low..high at partial holders; to be read only."""
-        rows = [row for tier, row in self._rows.items() if self._holders[tier]]
+    def counts(self, low: int, high: int, *, tier: Tier = Tier.ORIGIN) -> Counts:
+        """Copies of the pieces low..high at partial holders no dearer than `tier`; to be read only."""
+        rows = [row for other, row in self._rows.items() if self._holders[other] and other <= tier]
         if len(rows) == 1:
             return rows[0][low:high]
         total = np.zeros(high - low, dtype=np.uint16)

@@ -123,7 +123,9 @@ class Bitfield:
 
     def has_all(self, first: int, count: int) -> bool:
         """Whether the whole run is in."""
-        return bool(self.bits[first : first + count].all())
+        if count == 1:  # an index costs a tenth of a slice, and count_nonzero a third of all()
+            return bool(self.bits[first])
+        return int(np.count_nonzero(self.bits[first : first + count])) == count
 
     def add(self, first: int, count: int) -> int:
         """Adds a run; returns how many of its pieces are new."""

@@ -42,6 +42,7 @@ class Fetching:
         self._state = state
         self._mean_s: float | None = None
         self._due: float | None = None
+        self._unbegun: dict[Flight, Session] = {}  # by peers that have queues, the oldest first
         self.rate = Meter(now)
         self.counters = Counters()
 
@@ -64,6 +65,12 @@ class Fetching:
         """As `feed`, for events that leave the peer's queue as it is: most find it full, and cost nothing."""
         if len(session.flights) < session.room:
             self.feed(session, now)
+
+    def take_over_if_idle(self, session: Session, now: float) -> None:
+        """As `feed_if_idle`, when the peer has nothing new to be asked for: others' queues may still be long."""
+        if not session.flights and session.can_be_asked:
+            self._use_idle(session, now)
+            self._watch(session, now)
 
     def feed_all(self, now: float) -> None:
         """Asks every peer, those with least outstanding first."""
@@ -156,9 +163,8 @@ class Fetching:
 
     def dropped(self, session: Session) -> None:
         """The peer is gone: all that it was asked for is wanted again."""
-        for flight in session.flights:
-            self._release(flight)
-        session.flights.clear()
+        for flight in list(session.flights):
+            self._release(session, flight)
 
     def progressed(self, session: Session, size: int, now: float) -> None:
         """Bytes that cannot be verified yet arrive: a sign of life, if there are enough of them."""
@@ -179,6 +185,7 @@ class Fetching:
     def check(self, now: float) -> None:
         """Resumes peers whose pause is over, snubs silent ones, and hedges in the endgame."""
         self._due = None
+        self._state.promises.expire(now)
         sessions = list(self._state.sessions.values())
         for session in sessions:
             if session.paused_until is not None and now >= session.paused_until:
@@ -218,7 +225,10 @@ class Fetching:
         if not session.flights and not session.recalls:
             session.touched_at = now
         self._state.pieces.ask(run)
-        session.flights.append(Flight(run, now, is_granted=False, remaining=[run]))
+        flight = Flight(run, now, is_granted=False, remaining=[run])
+        session.flights.append(flight)
+        if session.kind is PeerKind.NODE:  # an origin has no queue, and answers nothing
+            self._unbegun[flight] = session
         session.last_end = run.end
         self._promise(session, run)
         self._state.effects.append(Fetch(session.peer, run.first, run.count))
@@ -230,16 +240,19 @@ class Fetching:
             if session.tier < source.tier and session.is_leecher and not session.holds_all(run):
                 self._state.send(session, message)
 
-    def _await_promises(self, session: Session, now: float) -> None:
-        """If a promise is broken, its pieces are asked for all the same."""
-        untils = [promise.until for promise in self._state.promised(session.tier, now)]
-        if untils:
-            self._due = min(untils) if self._due is None else min(self._due, *untils)
+    def _await_others(self) -> None:
+        """If a promise is broken, or a gateway does not ask, we ask all the same."""
+        gateways = self._state.gateways
+        for time in (self._state.promises.next_at, gateways.opens_at):
+            if time is not None:
+                self._due = time if self._due is None else min(self._due, time)
+        gateways.opens_at = None
 
     def _note_begin(self, session: Session, flight: Flight, now: float) -> None:
         if flight.has_begun:
             return
         flight.has_begun = True
+        self._unbegun.pop(flight, None)
         delay = now - flight.asked_at
         session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
 
@@ -255,7 +268,7 @@ class Fetching:
             self._state.pieces.unask(part)
         flight.remaining = [left for each in flight.remaining for left in each.minus(run)]
         if not flight.remaining:
-            session.flights.remove(flight)
+            self._forget(session, flight)
         return parts
 
     def _note_end(self, session: Session, flight: Flight, now: float) -> None:
@@ -265,16 +278,20 @@ class Fetching:
             self._mean_s = mean + MEAN_WEIGHT * (took_s - mean)
         self.give_credit(session)
 
-    def _release(self, flight: Flight) -> None:
+    def _release(self, session: Session, flight: Flight) -> None:
         for part in flight.remaining:
             self._state.pieces.unask(part)
         flight.remaining = []
+        self._forget(session, flight)
+
+    def _forget(self, session: Session, flight: Flight) -> None:
+        session.flights.remove(flight)
+        self._unbegun.pop(flight, None)
 
     def _give_up(self, session: Session, run: Run) -> None:
         for flight in list(session.flights):
             if flight.run.overlap(run):
-                self._release(flight)
-                session.flights.remove(flight)
+                self._release(session, flight)
         self.give_credit(session)
 
     def _cancel(self, session: Session, run: Run) -> None:
@@ -322,7 +339,7 @@ class Fetching:
         while len(session.flights) < session.room:
             run = pick(state, session, size, now)
             if run is None:
-                self._await_promises(session, now)
+                self._await_others()
                 return
             self._ask(session, run, now)
 
@@ -337,33 +354,18 @@ class Fetching:
         The other peer says whether the word came in time, and only then is this one asked: to ask it at once
         fetched 6 % of all bytes twice at N = 16. True while an answer is waited for.
         """
-        patience_s = self._state.params.recall_factor * self.expected_s()
-        oldest: tuple[Session, Flight] | None = None
-        for other in self._state.sessions.values():
-            for flight in other.flights:
-                if flight.has_begun:
-                    continue
-                if flight.recalled_for == session.peer:
-                    return True
-                if self._may_recall(other, flight, session, before=now - patience_s) and (
-                    oldest is None or flight.asked_at < oldest[1].asked_at
-                ):
-                    oldest = other, flight
+        before = now - self._state.params.recall_factor * self.expected_s()
+        oldest: Flight | None = None
+        for flight, other in self._unbegun.items():
+            if flight.recalled_for == session.peer:
+                return True
+            if oldest is None and flight.recalled_for is None and flight.asked_at <= before:
+                oldest = flight if other.tier >= session.tier and session.holds_all(flight.run) else None
         if oldest is None:
             return False
-        other, flight = oldest
-        flight.recalled_for = session.peer
-        self._state.effects.append(Cancel(other.peer, *flight.run))
+        oldest.recalled_for = session.peer
+        self._state.effects.append(Cancel(self._unbegun[oldest].peer, *oldest.run))
         return True
-
-    def _may_recall(self, other: Session, flight: Flight, taker: Session, *, before: float) -> bool:
-        return (
-            flight.recalled_for is None
-            and flight.asked_at <= before
-            and other.kind is PeerKind.NODE  # an origin has no queue, and answers nothing
-            and other.tier >= taker.tier
-            and taker.holds_all(flight.run)
-        )
 
     def _take_over(self, session: Session, parts: list[Run], now: float) -> None:
         """Asks an idle peer for what was taken back for it, if it is still idle and that still missing."""

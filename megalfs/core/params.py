@@ -53,6 +53,10 @@ class SwarmParams:
     promise_s: float = 10.0
     """How long a peer's word is believed that it will soon hold a run: the longest time-out we measured."""
 
+    gateway_s: float = 0.1
+    """How long a far piece is left to the member of our rack that is to ask for it: three times the oldest
+    batch of haves, which it may be behind us."""
+
     # -- uploads
     upload_slots: int = 8
     """Concurrent uploads. With pieces of varying size 4 left uplinks idle that wait for busy receivers: 0.93

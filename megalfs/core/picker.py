@@ -25,8 +25,6 @@ WINDOW = 4096
 """Pieces compared for rarity at a time, 20 us: 1 GiB whole. A bigger blob is sampled; its rarity is spread
 evenly, and exactness over 560,000 pieces would cost 2 ms a decision."""
 
-NONE_RARER = np.iinfo(np.uint16).max
-
 
 def pick(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     """The run of about `size` bytes to ask of this peer now, or None if it has nothing for us."""
@@ -74,19 +72,20 @@ def depth(params: SwarmParams, session: Session, *, rate: float, size: int, is_a
 
 
 def _candidates(state: SwarmState, session: Session, low: int, high: int, now: float) -> Bits:
-    """What may be asked of the peer: wanted, held by it, and neither held nor expected by a cheaper one."""
+    """What may be asked of the peer: wanted, held by it, neither held nor expected by a cheaper one, and left
+    to us by those of our rack that it was for to ask."""
     bits = state.pieces.wanted[low:high]
     if session.holds is not None:
         bits = bits & session.holds.bits[low:high]
-    nearer = state.availability.nearer(session.tier, low, high)
-    if nearer is not None:
-        bits = bits & ~nearer
-    promised = state.promised(session.tier, now)
-    if promised:
-        bits = bits.copy()
-        for _, run in promised:
-            bits[max(0, run.first - low) : max(0, run.end - low)] = False
-    return bits
+    hidden = state.availability.nearer(session.tier, low, high)
+    promised = state.promises.nearer(session.tier, low, high)
+    if promised is not None:
+        hidden = promised if hidden is None else hidden | promised
+    if hidden is not None:
+        bits = bits & ~hidden
+    if session.kind is PeerKind.ORIGIN:
+        return bits
+    return state.gateways.open_to(session.tier, low, bits, hidden, now)
 
 
 def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
@@ -96,14 +95,16 @@ def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run |
         low = rng.randrange(high - WINDOW + 1)
         high = low + WINDOW
     bits = _candidates(state, session, low, high, now)
-    if not bits.any():
+    open_ = bits.nonzero()[0]
+    if not len(open_):
         if high - low == pieces.count:
             return None
         low, bits = 0, _candidates(state, session, 0, pieces.count, now)
-        if not bits.any():
+        open_ = bits.nonzero()[0]
+        if not len(open_):
             return None
-    copies = np.where(bits, availability.counts(low, low + len(bits)), NONE_RARER)
-    rarest = np.flatnonzero(copies == copies.min())
+    copies = availability.counts(low, low + len(bits), tier=session.tier)[open_]
+    rarest = open_[copies == copies[copies.argmin()]]
     at = int(rarest[_draw(rng, len(rarest), from_end=state.params.from_end)])
     return _forward(pieces, bits, _aligned(pieces, bits, at, low, size), low, size)
 
@@ -114,6 +115,8 @@ def _aligned(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> int:
     Random starts would cut what is left into ever shorter runs; on a grid it stays in whole ones.
     """
     start = max(0, at - (low + at) % pieces.fit(low + at, size))
+    if start == at:
+        return at
     gaps = np.flatnonzero(~bits[start:at])
     return start + int(gaps[-1]) + 1 if len(gaps) else start
 

@@ -19,12 +19,22 @@ Lengths = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 class Pieces:
     """State of every piece, by index."""
 
-    __slots__ = ("_asked", "_offsets", "_reserved", "have", "missing_bytes", "unasked", "wanted")
+    __slots__ = (
+        "_asked",
+        "_offsets",
+        "_reserved",
+        "bytes_total",
+        "have",
+        "missing_bytes",
+        "unasked",
+        "wanted",
+    )
 
     def __init__(self, lengths: Lengths, have: Bitfield) -> None:
         assert have.size == len(lengths)
         self._offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=self._offsets[1:])
+        self.bytes_total = int(self._offsets[-1])
         self.have = have
         self._asked = np.zeros(len(lengths), dtype=np.uint8)
         self._reserved: Bits = np.zeros(len(lengths), dtype=np.bool_)
@@ -36,11 +46,6 @@ class Pieces:
     def count(self) -> int:
         """How many pieces the blob has."""
         return self.have.size
-
-    @property
-    def bytes_total(self) -> int:
-        """Size of the blob."""
-        return int(self._offsets[-1])
 
     @property
     def unasked_bytes(self) -> int:
@@ -66,6 +71,12 @@ class Pieces:
         limit = int(self._offsets[end]) - size
         return max(1, end - int(self._offsets.searchsorted(limit, side="left")))
 
+    def wants(self, run: Run) -> bool:
+        """Whether a piece of the run is wanted."""
+        if run.count == 1:
+            return bool(self.wanted[run.first])
+        return int(np.count_nonzero(self.wanted[run.first : run.end])) > 0
+
     def ask(self, run: Run) -> None:
         """The run is asked of one more peer."""
         self._asked[run.first : run.end] += 1
@@ -79,12 +90,14 @@ class Pieces:
 
     def asked(self, run: Run) -> int:
         """Of how many peers at most a piece of the run is asked."""
+        if run.count == 1:
+            return int(self._asked[run.first])
         return int(self._asked[run.first : run.end].max())
 
     def add(self, run: Run) -> int:
         """The run is verified and here; returns how many bytes of it are new."""
         before = self.have.bits[run.first : run.end]
-        if not before.any():
+        if not np.count_nonzero(before):
             size = self.bytes_of(run)
         else:
             lengths = np.diff(self._offsets[run.first : run.end + 1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import PeerId
@@ -46,11 +45,13 @@ class Flight:
     """The idle peer that gets it if the one that was asked says that it has not begun."""
 
 
-class Promise(NamedTuple):
-    """A run that a peer will soon hold, it says; not believed for ever."""
+@dataclass(slots=True, eq=False)
+class Promise:
+    """A run that a peer will soon hold, it says; not believed for ever. `left` is what it does not hold yet."""
 
+    session: Session
     until: float
-    run: Run
+    left: list[Run]
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +61,7 @@ class Session:
     peer: PeerId
     kind: PeerKind
     tier: Tier
+    instance: bytes
     down: Meter
     up: Meter
     touched_at: float

@@ -8,18 +8,16 @@ from random import Random
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import Effect, PeerId, Send
+from megalfs.core.gateways import Gateways
 from megalfs.core.ids import ManifestId
 from megalfs.core.messages import SwarmMessage
 from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
-from megalfs.core.session import PeerKind, Promise, Session, Shows
-from megalfs.core.topology import Tier
+from megalfs.core.promises import Promises
+from megalfs.core.session import PeerKind, Session, Shows
 from megalfs.errors import RemoteProtocolError
 
 __all__ = ["SwarmState"]
-
-PROMISES_MAX = 64  # of one peer; ours makes one a flight
-BROKEN_PROMISES_MAX = 16  # then its word is no reason to wait any more
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +27,8 @@ class SwarmState:
     manifest: ManifestId
     pieces: Pieces
     availability: Availability
+    promises: Promises
+    gateways: Gateways
     params: SwarmParams
     rng: Random
     sessions: dict[PeerId, Session] = field(default_factory=dict)
@@ -77,16 +77,26 @@ class SwarmState:
             session.paused_until = None
             self._count_in(session)
 
+    def meet(self, session: Session) -> None:
+        """A peer takes part from now on."""
+        self.sessions[session.peer] = session
+        if session.kind is PeerKind.NODE:
+            self.gateways.joined(session.tier, session.instance)
+
     def forget(self, session: Session) -> None:
         """The peer is gone."""
         self._count_out(session)
+        self.promises.forget(session)
+        if session.kind is PeerKind.NODE:
+            self.gateways.left(session.tier, session.instance)
         del self.sessions[session.peer]
 
     def gain(self, session: Session, run: Run) -> bool:
         """A partial holder announces a run; returns whether it is news."""
         holds = session.holds
         assert holds is not None
-        self._keep_promises(session, run)
+        if session.promises:
+            self.promises.keep(session, run)
         if run.count == 1:  # most of what a node hears on slow links
             if not holds.add_one(run.first):
                 return False
@@ -113,29 +123,10 @@ class SwarmState:
         if holds.remove(run.first, run.count) and not session.is_paused:
             self.availability.lose(session.tier, run.first, gone)
 
-    def promise(self, session: Session, run: Run, until: float) -> None:
+    def promise(self, session: Session, run: Run, now: float) -> None:
         """A leecher says that it will soon hold a run, from a source dearer than it is."""
-        is_sane = run.count == 1 or self.pieces.bytes_of(run) <= self.params.run_bytes_max
-        if is_sane and session.broken_promises < BROKEN_PROMISES_MAX and len(session.promises) < PROMISES_MAX:
-            session.promises.append(Promise(until, run))
-
-    def promised(self, tier: Tier, now: float) -> list[Promise]:
-        """What peers cheaper than `tier` will soon hold."""
-        found = []
-        for session in self.sessions.values():
-            if session.promises and session.tier < tier:
-                open_ = [promise for promise in session.promises if promise.until > now]
-                session.broken_promises += len(session.promises) - len(open_)
-                session.promises = open_
-                found += open_
-        return found
-
-    def _keep_promises(self, session: Session, run: Run) -> None:
-        if session.promises:
-            left = [(one.until, part) for one in session.promises for part in one.run.minus(run)]
-            if len(left) < len(session.promises):
-                session.broken_promises = max(0, session.broken_promises - 1)
-            session.promises = [Promise(*pair) for pair in left]
+        if run.count == 1 or self.pieces.bytes_of(run) <= self.params.run_bytes_max:
+            self.promises.add(session, run, until=now + self.params.promise_s)
 
     def strike(self, session: Session, weight: int, reason: str) -> None:
         """Counts a senseless act; too many are a reason to ban."""

@@ -19,6 +19,7 @@ from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import Ban, Completed, Effect, PeerId
 from megalfs.core.fetching import Counters, Fetching
+from megalfs.core.gateways import Gateways
 from megalfs.core.ids import ManifestId
 from megalfs.core.messages import (
     CancelRequest,
@@ -37,6 +38,7 @@ from megalfs.core.meter import Meter
 from megalfs.core.news import News
 from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Lengths, Pieces
+from megalfs.core.promises import Promises
 from megalfs.core.serving import Serving
 from megalfs.core.session import PeerKind, Session, Shows
 from megalfs.core.state import SwarmState
@@ -57,24 +59,37 @@ class Swarm:
         manifest: ManifestId,
         lengths: Lengths,
         *,
+        instance: bytes,
         have: Bitfield,
         params: SwarmParams,
         rng: Random,
         now: float,
     ) -> None:
         pieces = Pieces(lengths, have)
-        self._state = SwarmState(manifest, pieces, Availability(pieces.count), params, rng)
+        self._state = SwarmState(
+            manifest,
+            pieces,
+            Availability(pieces.count),
+            Promises(pieces.count),
+            Gateways(
+                manifest, instance, pieces, block_bytes_max=params.run_bytes_max, delay_s=params.gateway_s
+            ),
+            params,
+            rng,
+        )
         self._fetching = Fetching(self._state, now)
         self._serving = Serving(self._state, now)
         self._news = News(self._state)
 
     # -- peers
 
-    def connected(self, peer: PeerId, *, kind: PeerKind, tier: Tier, now: float) -> None:
-        """A session takes part in this swarm from now on."""
+    def connected(
+        self, peer: PeerId, *, kind: PeerKind, tier: Tier, now: float, instance: bytes = b""
+    ) -> None:
+        """A session takes part in this swarm from now on; `instance` names the node behind it, to all alike."""
         assert peer not in self._state.sessions
-        session = Session(peer, kind, tier, down=Meter(now), up=Meter(now), touched_at=now)
-        self._state.sessions[peer] = session
+        session = Session(peer, kind, tier, instance, down=Meter(now), up=Meter(now), touched_at=now)
+        self._state.meet(session)
         if kind is PeerKind.ORIGIN:
             self._state.show(session, Shows.ALL)
             self._fetching.feed(session, now)
@@ -295,8 +310,7 @@ class Swarm:
                 self._heard_state(session, Shows.GRANTS, now)
             case Expecting(runs=runs):
                 for run in runs:
-                    until = now + self._state.params.promise_s
-                    self._state.promise(session, self._state.check(*run), until)
+                    self._state.promise(session, self._state.check(*run), now)
             case Lost(runs=runs):
                 for run in runs:
                     self._state.lose(session, self._state.check(*run))
@@ -310,10 +324,12 @@ class Swarm:
         if was in (Shows.NOTHING, Shows.GRANTS):
             session.end_credit()
             self._state.show(session, Shows.SOME, Bitfield(self._state.pieces.count))
-        is_news = not checked
+        pieces = self._state.pieces
+        is_news, is_wanted = not checked, False
         for run in checked:
             if session.shows is Shows.SOME and self._state.gain(session, run):
                 is_news = True
+                is_wanted = is_wanted or pieces.wants(run)
                 self._serving.announced(session, run, now)
         if session.shows is not was:
             self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
@@ -321,7 +337,10 @@ class Swarm:
             self._state.strike(session, STALE_WEIGHT, "says nothing new")
         elif self._serving.is_granting:
             self._serving.go_on(now)
-        self._fetching.feed_if_idle(session, now)
+        if is_wanted or session.shows is not was:
+            self._fetching.feed_if_idle(session, now)
+        else:
+            self._fetching.take_over_if_idle(session, now)
 
     def _heard_state(self, session: Session, shows: Shows, now: float) -> None:
         was = session.shows

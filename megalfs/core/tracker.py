@@ -194,8 +194,10 @@ class TrackerTable:
             counts: dict[str, int] = {}
             for peer in known.values():
                 counts[peer.source] = counts.get(peer.source, 0) + 1
-            crowd = max(counts, key=lambda source: counts[source])
-            expired = next(peer for peer in known.values() if peer.source == crowd)
+            most = max(counts.values())
+            crowd = [peer for peer in known.values() if counts[peer.source] == most]
+            # Of ten thousand honest nodes the first to go would be the first that came: the only seeder.
+            expired = next((peer for peer in crowd if not peer.is_complete), crowd[0])
         self._drop(oid, expired.instance)
 
     def _drop(self, oid: Oid, instance: str) -> None:

@@ -121,7 +121,13 @@ class SwarmDriver:
         self._encoded_message: SwarmMessage | None = None
         self._encoded = b""
         self.swarm = Swarm(
-            manifest.id, manifest.lengths, have=have, params=params, rng=rng, now=self._loop.time()
+            manifest.id,
+            manifest.lengths,
+            instance=hub.instance,
+            have=have,
+            params=params,
+            rng=rng,
+            now=self._loop.time(),
         )
         self._step()
 
@@ -160,7 +166,9 @@ class SwarmDriver:
         if self._sink is not None and not self.swarm.is_complete:
             self._hub.want_lanes(session, self._lanes_per_session())
         tier = tier_between(self._labels, session.hello.labels)
-        self.swarm.connected(peer, kind=PeerKind.NODE, tier=tier, now=self._loop.time())
+        self.swarm.connected(
+            peer, kind=PeerKind.NODE, tier=tier, instance=session.hello.instance, now=self._loop.time()
+        )
         self._step()
 
     def _introduce(self, session: Session) -> None:

@@ -48,7 +48,7 @@ class Clock:
         return self._heap[0][0] if self._heap else None
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Trunk:
     """A link that many hosts share, one direction."""
 
@@ -57,7 +57,7 @@ class Trunk:
     carried: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Host:
     """A machine's connection: bytes per second up and down."""
 
@@ -82,7 +82,7 @@ class Sink(Protocol):
     def ended(self) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Flow:
     """Pieces of the given sizes on their way from one host to another."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -67,7 +68,7 @@ def broadcast(
 ) -> tuple[World, Node, list[Node]]:
     """One seeder and equal leechers, all connected; not yet run."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = checks
+    world.checked_one_in = int(checks)
     seeder = world.add_seeder(up=rate, down=rate)
     nodes = [world.add(up=rate, down=rate) for _ in range(leechers)]
     world.connect_all()
@@ -76,22 +77,30 @@ def broadcast(
 
 def two_racks(rate: float, thin: float, *, pieces: int, seed: int) -> tuple[World, float]:
     """Two racks of four behind a thin link; returns the world, run, and the copies across."""
+    world, trunks = in_racks("aaaabbbb", rate, thin, pieces=pieces, seed=seed)
+    world.run(limit=4 * world.size / thin)
+    return world, sum(trunk.carried for trunk in trunks) / world.size
+
+
+def in_racks(
+    racks: Sequence[str], rate: float, trunk: float, *, pieces: int, seed: int
+) -> tuple[World, list[Trunk]]:
+    """A node in each of the racks, the first one a seeder, and a trunk into each rack; not yet run."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = False
-    there, back = Trunk(thin), Trunk(thin)
-    world.network.trunks = {("a", "b"): there, ("b", "a"): back}
-    world.add_seeder(up=rate, down=rate, labels=Labels(rack="a"))
-    for rack in "aaabbbb":
+    world.checked_one_in = 0
+    into = {rack: Trunk(trunk) for rack in racks}
+    world.network.trunks = {(other, rack): into[rack] for rack in into for other in into if other != rack}
+    world.add_seeder(up=rate, down=rate, labels=Labels(rack=racks[0]))
+    for rack in racks[1:]:
         world.add(up=rate, down=rate, labels=Labels(rack=rack))
     world.connect_all()
-    world.run(limit=4 * world.size / thin)
-    return world, (there.carried + back.carried) / world.size
+    return world, list(into.values())
 
 
 def origin_and_nodes(nodes: int, rate: float, *, pieces: int, seed: int) -> tuple[World, float]:
     """A plain HTTP origin and nodes that have nothing; returns the world, run, and the origin's copies."""
     world = World(cdc_lengths(pieces, seed), seed=seed)
-    world.does_check = False
+    world.checked_one_in = 0
     origin = Host(rate, rate)
     for _ in range(nodes):
         world.add(up=rate, down=rate)

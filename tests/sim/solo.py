@@ -32,12 +32,13 @@ def bits(drawing: str) -> Bitfield:
 class Solo:
     """A swarm and the clock it is told."""
 
-    def __init__(self, have: str, *, seed: int = 1, **params: float | bool) -> None:
+    def __init__(self, have: str, *, seed: int = 1, instance: int = 0, **params: float | bool) -> None:
         lengths = np.full(len(have), PIECE_BYTES, dtype=np.uint32)
         self.now = 0.0
         self.swarm = Swarm(
             MANIFEST,
             lengths,
+            instance=instance.to_bytes(16, "big"),
             have=bits(have),
             params=SwarmParams(**params),  # type: ignore[arg-type]
             rng=Random(seed),
@@ -50,7 +51,13 @@ class Solo:
         """Connects a peer; `holds` is its drawing, "all", or None when it says nothing yet."""
         peer = PeerId(number)
         kind = PeerKind.ORIGIN if origin else PeerKind.NODE
-        self.swarm.connected(peer, kind=kind, tier=Tier.ORIGIN if origin else tier, now=self.now)
+        self.swarm.connected(
+            peer,
+            kind=kind,
+            tier=Tier.ORIGIN if origin else tier,
+            instance=number.to_bytes(16, "big"),
+            now=self.now,
+        )
         if holds == "all":
             self.hear(peer, HaveAll(MANIFEST))
         elif holds is not None:

@@ -26,7 +26,7 @@ from megalfs.core.topology import Labels, Tier, tier_between
 MANIFEST = ManifestId(bytes(32))
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class Link:
     """One node's end of a session."""
 
@@ -35,6 +35,8 @@ class Link:
     theirs: PeerId
     clear_at: float = 0.0
     """Messages arrive in order: not before this."""
+    back: Link | None = None
+    """The other node's end."""
 
 
 class Transfer:
@@ -71,13 +73,13 @@ class Transfer:
         self.node.pump()
 
     def ended(self) -> None:
-        self.node.incoming.discard(self)
+        self.node.incoming.pop(self, None)
 
     def handed_over(self) -> None:
         if self.server is not None:
             server, peer = self.server
             self.server = None
-            server.outgoing.discard(self)
+            server.outgoing.pop(self, None)
             server.swarm.served(peer, self.run.first, self.run.count, ok=True, now=server.now)
             server.pump()
 
@@ -85,10 +87,10 @@ class Transfer:
         """The connection broke."""
         assert self.flow is not None
         self.node.world.network.stop(self.flow)
-        self.node.incoming.discard(self)
+        self.node.incoming.pop(self, None)
         if self.server is not None:
             server, peer = self.server
-            server.outgoing.discard(self)
+            server.outgoing.pop(self, None)
             if server.is_alive:
                 server.swarm.served(peer, self.run.first, self.run.count, ok=False, now=server.now)
         if self.node.is_alive:
@@ -101,12 +103,13 @@ class Node:
     def __init__(self, world: World, number: int, host: Host, verified: Bitfield, labels: Labels) -> None:
         self.world, self.number, self.host, self.labels = world, number, host, labels
         self.verified = verified
+        self.instance = number.to_bytes(16, "big")
         self.is_alive = True
         self.is_liar = False
         self.links: dict[PeerId, Link] = {}
         self.origins: dict[PeerId, Host] = {}
-        self.incoming: set[Transfer] = set()
-        self.outgoing: set[Transfer] = set()
+        self.incoming: dict[Transfer, None] = {}  # in order: a seed must always give the same swarm
+        self.outgoing: dict[Transfer, None] = {}
         self.banned: set[int] = set()
         self.bans: list[tuple[int, str]] = []
         self.started_at = world.clock.now
@@ -114,6 +117,7 @@ class Node:
         self.received = 0
         self.messages = 0
         self._timer_at: float | None = None
+        self._said: SwarmMessage | None = None
         self.swarm = self._new_swarm()
 
     @property
@@ -124,9 +128,10 @@ class Node:
         world = self.world
         if self.verified.is_full:
             self.finished_at = self.now
-        return Swarm(
+        return world.swarm_type(
             MANIFEST,
             world.lengths,
+            instance=self.instance,
             have=self.verified.copy(),
             params=world.params,
             rng=Random(world.rng.random()),
@@ -145,7 +150,8 @@ class Node:
 
     def pump(self) -> None:
         """Performs what the swarm wants and sets its timer."""
-        self.world.touched.add(self)
+        world = self.world
+        world.touched.add(self)
         if not self.is_alive:
             return
         while effects := self.swarm.effects():
@@ -154,7 +160,7 @@ class Node:
         due = self.swarm.next_timeout()
         if due is not None and (self._timer_at is None or due < self._timer_at):
             self._timer_at = due
-            self.world.clock.at(max(due, self.now), self._tick, self.swarm, due)
+            world.clock.at(max(due, self.now), self._tick, self.swarm, due)
 
     def _tick(self, swarm: Swarm, due: float) -> None:
         if self._timer_at == due:
@@ -185,6 +191,7 @@ class Node:
             case Completed():
                 assert self.verified.is_full
                 self.finished_at = self.now
+                self.world.may_be_done = True
             case _:
                 assert_never(effect)
 
@@ -192,9 +199,11 @@ class Node:
         link = self.links.get(peer)
         if link is None:
             return
-        if isinstance(message, HaveRuns):
+        if message is not self._said and isinstance(message, HaveRuns):
             assert all(self.verified.has_all(*run) for run in message.runs)
-        back = link.other.links[link.theirs]
+        self._said = message  # the same news for many peers is one object
+        back = link.back
+        assert back is not None
         at = max(back.clear_at, self.now + self.world.network.delay())
         back.clear_at = at
         if not self.host.is_stalled:
@@ -214,7 +223,7 @@ class Node:
         for transfer in [one for one in self.incoming if one.peer == peer and run.covers(one.run)]:
             assert transfer.flow is not None
             self.world.network.stop(transfer.flow)
-            self.incoming.discard(transfer)
+            self.incoming.pop(transfer, None)
 
     def _serve(self, peer: PeerId, run: Run) -> None:
         assert self.verified.has_all(*run), "served what was not verified"
@@ -224,7 +233,7 @@ class Node:
             return
         transfer = Transfer(link.other, link.theirs, run, is_lie=self.is_liar)
         transfer.server = (self, peer)
-        self.outgoing.add(transfer)
+        self.outgoing[transfer] = None
         self.world.start(transfer, self.host)
 
 
@@ -232,7 +241,13 @@ class World:
     """All nodes, the clock and the network; faults are methods."""
 
     def __init__(
-        self, lengths: Lengths, *, seed: int, params: SwarmParams | None = None, **network: float
+        self,
+        lengths: Lengths,
+        *,
+        seed: int,
+        params: SwarmParams | None = None,
+        swarm_type: type[Swarm] = Swarm,
+        **network: float,
     ) -> None:
         self.rng = Random(seed)
         self.clock = Clock()
@@ -241,9 +256,13 @@ class World:
         self.sizes: list[int] = lengths.tolist()
         self.params = params or SwarmParams()
         self.nodes: list[Node] = []
-        self.does_check = True
+        self.swarm_type = swarm_type
+        self.checked_one_in = 1
+        """After one step in so many the nodes that it touched are checked; 0: never."""
         self.touched: set[Node] = set()
         """Nodes whose swarm has changed in this step."""
+        self.may_be_done = True
+        """Whether a node has finished or died since `run` last looked."""
         self._numbers = count(1)
 
     @property
@@ -273,11 +292,14 @@ class World:
         if any(link.other is two for link in one.links.values()):
             return
         mine, theirs = PeerId(next(self._numbers)), PeerId(next(self._numbers))
-        one.links[mine] = Link(mine, two, theirs)
-        two.links[theirs] = Link(theirs, one, mine)
+        near, far = Link(mine, two, theirs), Link(theirs, one, mine)
+        near.back, far.back = far, near
+        one.links[mine], two.links[theirs] = near, far
         tier = tier_between(one.labels, two.labels)
-        for node, peer in ((one, mine), (two, theirs)):
-            node.swarm.connected(peer, kind=PeerKind.NODE, tier=tier, now=self.clock.now)
+        for node, other, peer in ((one, two, mine), (two, one, theirs)):
+            node.swarm.connected(
+                peer, kind=PeerKind.NODE, tier=tier, instance=other.instance, now=self.clock.now
+            )
         one.pump()
         two.pump()
 
@@ -309,6 +331,7 @@ class World:
     def kill(self, node: Node) -> None:
         """The process is gone; its peers see their connections reset."""
         node.is_alive = False
+        self.may_be_done = True
         for link in list(node.links.values()):
             self.disconnect(node, link.other)
         node.origins.clear()
@@ -323,7 +346,7 @@ class World:
     def start(self, transfer: Transfer, source: Host) -> None:
         sizes = self.sizes[transfer.run.first : transfer.run.end]
         transfer.flow = Flow(source, transfer.node.host, sizes, transfer)
-        transfer.node.incoming.add(transfer)
+        transfer.node.incoming[transfer] = None
         self.network.start(transfer.flow)
 
     def run_until(self, time: float) -> None:
@@ -333,7 +356,11 @@ class World:
 
     def run(self, *, limit: float) -> None:
         """Goes on until every live node is complete."""
-        while not self.is_done:
+        self.may_be_done = True
+        while True:
+            if self.may_be_done and self.is_done:
+                return
+            self.may_be_done = False
             assert self.clock.now <= limit, f"not done after {limit} s: {self.describe()}"
             assert self._step(), f"nothing happens any more: {self.describe()}"
 
@@ -342,13 +369,15 @@ class World:
         return all(node.finished_at is not None for node in self.nodes if node.is_alive)
 
     def describe(self) -> str:
-        return ", ".join(
-            f"{n.number}: {n.verified.count}/{n.verified.size}" for n in self.nodes if n.is_alive
+        missing = [node for node in self.nodes if node.is_alive and not node.verified.is_full]
+        first = ", ".join(
+            f"{node.number}: {node.verified.count}/{node.verified.size}" for node in missing[:20]
         )
+        return f"{len(missing)} nodes lack something: {first}"
 
     def _step(self) -> bool:
         more = self.clock.step()
-        if self.does_check:
+        if self.checked_one_in and self.clock.steps % self.checked_one_in == 0:
             for node in self.touched:
                 if node.is_alive:
                     check_node(node)
