@@ -25,13 +25,15 @@ const cdc_kernel CDC_KERNELS[] = {
 const sha256_kernel SHA256_KERNELS[] = {
     {.name = "portable", .one = sha256_one_portable, .two = sha256_two_portable},
     {.name = "shani",
-     ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .can_run = sha256_shani_can_run)},
+     ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .chunk_share = 1.0,
+            .can_run = sha256_shani_can_run)},
     {.name = "avx512",
      ON_X86(.one = sha256_one_portable, .two = sha256_two_portable, .sixteen = sha256_sixteen_avx512,
             .sixteen_min = 3, .can_run = sha256_avx512_can_run)},
     {.name = "shani+avx512",
      ON_X86(.one = sha256_one_shani, .two = sha256_two_shani, .sixteen = sha256_sixteen_avx512,
-            .sixteen_min = 12, .can_run = sha256_shani_avx512_can_run)},
+            .sixteen_min = 12, .beside = sha256_beside_avx512, .chunk_share = 0.6,
+            .can_run = sha256_shani_avx512_can_run)},
 };
 const blake3_kernel BLAKE3_KERNELS[] = {
     {.name = "portable", .batch = blake3_batch_portable, .compress = blake3_compress_portable},

@@ -464,11 +464,6 @@ static PyObject *py_chain_update(PyObject *module, PyObject *arguments)
     if (!slices) {
         goto exit;
     }
-    const uint8_t *end = count ? slices[count - 1].bytes + slices[count - 1].size : buffer.buf;
-    if (end != (const uint8_t *)buffer.buf + buffer.len) {
-        PyErr_SetString(PyExc_ValueError, "the last chunk must end where the buffer does");
-        goto exit;
-    }
     digests = new_digests(count);
     states = new_digests(sha256_chain_states_count(chain.total, (size_t)buffer.len));
     if (!digests || !states) {
@@ -527,6 +522,17 @@ static PyObject *py_default_kernel(PyObject *module, PyObject *arguments)
     return PyUnicode_FromString(kernel_name(which, index));
 }
 
+static PyObject *py_chunk_share(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    const char *name;
+    size_t index;
+    if (!PyArg_ParseTuple(arguments, "z:chunk_share", &name) || find_kernel(STAGE_SHA256, name, &index) < 0) {
+        return NULL;
+    }
+    return PyFloat_FromDouble(SHA256_KERNELS[index].chunk_share);
+}
+
 static PyMethodDef METHODS[] = {
     {"scan", py_scan, METH_VARARGS, NULL},
     {"cut_points", py_cut_points, METH_VARARGS, NULL},
@@ -536,6 +542,7 @@ static PyMethodDef METHODS[] = {
     {"verify_links", py_verify_links, METH_VARARGS, NULL},
     {"sha256_finish", py_sha256_finish, METH_VARARGS, NULL},
     {"chain_update", py_chain_update, METH_VARARGS, NULL},
+    {"chunk_share", py_chunk_share, METH_VARARGS, NULL},
     {"kernel_states", py_kernel_states, METH_VARARGS, NULL},
     {"default_kernel", py_default_kernel, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
