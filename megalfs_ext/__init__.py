@@ -263,12 +263,12 @@ def sha256(buffer: BufferLike, *, kernel: str | None = None) -> bytes:
 class ChainHasher:
     """One pass over a file: its own SHA-256 with recorded states, and the SHA-256 of chunks of it.
 
-    The file's chain and the chunks' digests share one loop, so up to `chunk_share` both cost what one costs. One
-    `update` at a time: an object is for one thread, though the GIL is free during the call.
+    The file's chain and the chunks' digests share one loop, so that both cost little more than one. One `update`
+    at a time: an object is for one thread, though the GIL is free during the call.
 
     Attributes:
-        chunk_share: of a file's bytes, 0 to 1, how many the kernel digests as chunks while the chain takes no
-            longer for it; the rest is better given to `sha256_many` in another thread.
+        chunk_share: of a file's bytes, 0 to 1, how many are best digested as chunks here, beside the chain; the
+            rest is better given to `sha256_many` in another thread.
     """
 
     __slots__ = ("_carry", "_kernel", "_state", "_states", "_total", "chunk_share")

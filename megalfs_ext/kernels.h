@@ -147,7 +147,7 @@ typedef struct {
     sha256_sixteen_fn *sixteen; /* the same of sixteen, or NULL */
     size_t sixteen_min;         /* with fewer chains than this, pairs are faster */
     sha256_beside_fn *beside;   /* what a file's chain runs with, or NULL: `two` */
-    double chunk_share;         /* of the chunks' bytes that the file's chain takes along at no cost of its own */
+    double chunk_share;         /* of the chunks' bytes, what a file's chain best takes along */
     bool (*can_run)(void);
 } sha256_kernel;
 

@@ -1,11 +1,10 @@
 /* SHA-256 of one chain with SHA-NI and, in the slots that it leaves free, eight others with AVX-512VL.
  *
  * sha256rnds2 waits 4 cycles for the one before it and takes two of them on port 5, so a chain leaves most of
- * three vector ports idle: on Golden Cove a block of the chain has room for half a round more of eight lanes than
- * is put beside it here (1:2 in bytes: the chain keeps 0.99 of its speed; 1:1 leaves it 0.90; a second SHA-NI
- * chain 0.66, as it wants port 5 too). The chain's words are extended without sha256msg1, which is microcode
- * there and stalls the front end for both, and half of each addend goes through memory, which costs no vector
- * port.
+ * three vector ports idle. On Golden Cove eight lanes with as many bytes leave the chain 0.90 of its speed (half as
+ * many 0.99; a second SHA-NI chain 0.66, as it wants port 5 too); what bounds it is some 430 operations for three
+ * ports in the 128 cycles of a block. So the chain's words are extended without sha256msg1, which is microcode there
+ * and stalls the front end for both, and half of each addend goes through memory, which costs no vector port.
  *
  * sha256rnds2 has no VEX form, and beside a register of 0 to 15 whose upper half is in use it costs hundreds of
  * cycles (measured on Golden Cove). So everything wide lives in registers 16 to 31, which do not count: each of

@@ -1,10 +1,10 @@
 """Publishing: one read of a file gives chunks, both digests of each, the file's SHA-256 and its states.
 
 Two threads and a ring of slots. One reads (pread, never mmap: a truncated mapping is a SIGBUS, and mapped
-pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file with the chunks'
-own SHA-256 in the second lane of the same loop. The chain is serial, 1.8 GB/s on the machine of
-research/cdc.md, so it is the limit, and everything else hides behind it. Memory is the ring and 72 bytes a
-chunk.
+pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file, which is serial and
+so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop as far as that costs the
+chain little (`ChainHasher.chunk_share`: all of it on Zen 4, part of it on Golden Cove), the rest sixteen chunks
+at a time in the first thread. Memory is the ring and 72 bytes a chunk.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def sha256_from(window: Window, first: int) -> bytes:
 class ChainThread:
     """The thread of the SHA-256 chain, and the ring of slots that it empties.
 
-    It takes as many of each window's first chunks along as cost the chain nothing.
+    It takes the first chunks of each window along, `chunk_share` of its bytes.
     """
 
     def __init__(self, size: int, profile: Profile) -> None:
@@ -170,7 +170,7 @@ class ChainThread:
         self._free: queue.SimpleQueue[bytearray | BaseException] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[Window, int] | None] = queue.SimpleQueue()  # at most one a slot
         window, slots = (SLOT_BYTES, SLOTS) if self.hasher.chunk_share == 1 else (LANES_BYTES, LANES_SLOTS)
-        for _ in range(slots if size > window else 1):
+        for _ in range(slots if size > SLOT_BYTES else 1):
             self._free.put(bytearray(slot_bytes(profile, min(window, size))))
         self._thread = threading.Thread(target=self._run, name="megalfs-sha256", daemon=True)
 
