@@ -239,6 +239,8 @@ const char *kernel_name(stage which, size_t index);
 kernel_status kernel_state(stage which, size_t index);
 /* NULL names the default: the fastest of a self-measurement of about a millisecond, made once.  */
 kernel_status kernel_find(stage which, const char *name, size_t *index);
+/* The same for a file's chain with its chunks: not the default of STAGE_SHA256 where pairs alone are faster.  */
+kernel_status kernel_find_chain(const char *name, size_t *index);
 extern const cdc_kernel CDC_KERNELS[];
 extern const sha256_kernel SHA256_KERNELS[];
 extern const blake3_kernel BLAKE3_KERNELS[];
