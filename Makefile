@@ -52,7 +52,9 @@ bench: $(READY)  ## kernels, publish and pull beside their rivals: the tables of
 	$(BIN)/python bench/bench_publish.py
 	$(BIN)/python bench/bench_pull.py
 	$(BIN)/python bench/bench_dedup.py
+	$(BIN)/python bench/bench_tls.py
 	$(BIN)/python bench/bench_scheduler.py
+	$(BIN)/python bench/bench_memory.py
 
 bench-swarm: $(READY)  ## many receivers on shaped links, against what theory allows; needs root
 	$(BIN)/python bench/bench_swarm.py

@@ -132,6 +132,11 @@ def sha256_rows(buffer: bytes, rounds: int) -> list[Row]:
             hasher.update(buffer, ends)
             return hasher.digest()
 
+        def shared(kernel: str = kernel) -> bytes:
+            hasher = megalfs_ext.ChainHasher(kernel=kernel)
+            hasher.update(buffer, ends[: int(hasher.chunk_share * len(ends))])
+            return hasher.digest()
+
         def proven(kernel: str = kernel) -> list[int]:
             return megalfs_ext.verify_segments(buffer, states, kernel=kernel)
 
@@ -144,6 +149,7 @@ def sha256_rows(buffer: bytes, rounds: int) -> list[Row]:
                       lambda kernel=kernel: megalfs_ext.sha256_many(buffer, ends, kernel=kernel),
                       1.95 if is_goal else None),
             Contender("ChainHasher, file + chunks", kernel, len(buffer), fused, 0.97 if is_goal else None),
+            Contender("ChainHasher, file + its share", kernel, len(buffer), shared),
             Contender("verify_segments", kernel, segments * megalfs_ext.SEGMENT_BYTES, proven,
                       1.8 if is_goal else None),
         ]  # fmt: skip

@@ -26,10 +26,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -128,10 +129,19 @@ class PeakMemory:
 class Megalfs:
     """Seeders and pulls of megalfs."""
 
-    def __init__(self, directory: Path, model: Path, small: Path, *, seeders: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path,
+        small: Path,
+        *,
+        seeders: int,
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.directory = directory
         self.env = {
             **os.environ,
+            **environ,
             "PYTHONPATH": str(REPOSITORY),
             "PYTHONPYCACHEPREFIX": str(directory / "bytecode"),
             "MEGALFS_DURABLE": "false",
@@ -141,6 +151,7 @@ class Megalfs:
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.processes: list[subprocess.Popen[str]] = []
         self.ports: list[int] = []
+        self.ready: dict[str, object] = {}  # what the last seeder says of itself
         self.key = ""
         self.oids: list[str] = []
         for index in range(seeders):
@@ -156,6 +167,7 @@ class Megalfs:
         for line in process.stdout:
             record = json.loads(line)
             if record.get("event") == "ready":
+                self.ready = record
                 self.ports.append(record["port"])
                 self.key = self.key or record["key"]
                 break

@@ -261,20 +261,25 @@ def sha256(buffer: BufferLike, *, kernel: str | None = None) -> bytes:
 
 
 class ChainHasher:
-    """One pass over a file: its own SHA-256 with recorded states, and the SHA-256 of every chunk.
+    """One pass over a file: its own SHA-256 with recorded states, and the SHA-256 of chunks of it.
 
-    The file's chain and the chunks' digests are two lanes of one loop, so both cost what one costs. One
-    `update` at a time: an object is for one thread, though the GIL is free during the call.
+    The file's chain and the chunks' digests share one loop, so that both cost little more than one. One `update`
+    at a time: an object is for one thread, though the GIL is free during the call.
+
+    Attributes:
+        chunk_share: of a file's bytes, 0 to 1, how many are best digested as chunks here, beside the chain; the
+            rest is better given to `sha256_many` in another thread.
     """
 
-    __slots__ = ("_carry", "_kernel", "_state", "_states", "_total")
+    __slots__ = ("_carry", "_kernel", "_state", "_states", "_total", "chunk_share")
 
     def __init__(self, *, kernel: str | None = None) -> None:
         """
         Raises:
             ValueError: a kernel that cannot run.
         """
-        _finish(INITIAL_STATE, b"", 0, kernel)
+        is_reference = _is_reference("sha256", kernel)
+        self.chunk_share = 0.0 if is_reference else _kernels.chunk_share(kernel)
         self._kernel = kernel
         self._state = INITIAL_STATE
         self._carry = b""
@@ -282,13 +287,13 @@ class ChainHasher:
         self._states = bytearray()
 
     def update(self, buffer: BufferLike, ends: BufferLike) -> bytes:
-        """Take the next bytes of the file, which are whole chunks; return the SHA-256 of each, 32 bytes.
+        """Take the next bytes of the file; return the SHA-256 of each chunk at their beginning, 32 bytes.
 
         Args:
-            ends: as in `blake3_many`; the last is the size of the buffer.
+            ends: as in `blake3_many`, of the chunks whose digests are wanted.
 
         Raises:
-            ValueError: ends that do not cut the buffer into whole chunks; nothing was taken then.
+            ValueError: as `blake3_many`; nothing was taken then.
         """
         if _is_reference("sha256", self._kernel):
             step = reference.chain_update(self._state, self._carry, self._total, buffer, ends)

@@ -134,18 +134,27 @@ enum { SHA256_LANES = 16 };
 typedef void sha256_sixteen_fn(uint32_t *const states[SHA256_LANES], const uint8_t *const blocks[SHA256_LANES],
                                size_t count);
 
+/* One chain at its full speed, and eight others at an eighth of it: `count` blocks of each lane beside
+ * count * SHA256_BESIDE_BLOCKS blocks of the chain.  */
+enum { SHA256_BESIDE = 8, SHA256_BESIDE_BLOCKS = 8 };
+typedef void sha256_beside_fn(uint32_t state[8], const uint8_t *chain, uint32_t *const states[SHA256_BESIDE],
+                              const uint8_t *const lanes[SHA256_BESIDE], size_t count);
+
 typedef struct {
     const char *name;
     sha256_one_fn *one;         /* NULL: not compiled in */
     sha256_two_fn *two;         /* two independent chains over `count` blocks each */
     sha256_sixteen_fn *sixteen; /* the same of sixteen, or NULL */
     size_t sixteen_min;         /* with fewer chains than this, pairs are faster */
+    sha256_beside_fn *beside;   /* what a file's chain runs with, or NULL: `two` */
+    double chunk_share;         /* of the chunks' bytes, what a file's chain best takes along */
     bool (*can_run)(void);
 } sha256_kernel;
 
 sha256_one_fn sha256_one_portable, sha256_one_shani;
 sha256_two_fn sha256_two_portable, sha256_two_shani;
 sha256_sixteen_fn sha256_sixteen_avx512;
+sha256_beside_fn sha256_beside_avx512;
 bool sha256_shani_can_run(void), sha256_avx512_can_run(void), sha256_shani_avx512_can_run(void);
 
 extern const uint32_t SHA256_INITIAL[8];
@@ -167,8 +176,8 @@ typedef struct {
     uint8_t carry[SHA256_BLOCK]; /* the last total % 64 of them */
 } sha256_chain;
 
-/* Takes the chain over all slices, which follow each other in memory, and writes each one's own digest
- * and the chain's state at every multiple of SHA256_SEGMENT reached: chain_states_count() of them.  */
+/* Takes the chain over `all`; writes the digest of each slice, which lie in it in order, and the chain's state
+ * at every multiple of SHA256_SEGMENT reached: chain_states_count() of them.  */
 size_t sha256_chain_states_count(uint64_t total, size_t size);
 void sha256_chain_update(const sha256_kernel *kernel, sha256_chain *chain, slice all, const slice *slices,
                          size_t count, uint8_t *digests, uint8_t *states);
@@ -230,6 +239,8 @@ const char *kernel_name(stage which, size_t index);
 kernel_status kernel_state(stage which, size_t index);
 /* NULL names the default: the fastest of a self-measurement of about a millisecond, made once.  */
 kernel_status kernel_find(stage which, const char *name, size_t *index);
+/* The same for a file's chain with its chunks: not the default of STAGE_SHA256 where pairs alone are faster.  */
+kernel_status kernel_find_chain(const char *name, size_t *index);
 extern const cdc_kernel CDC_KERNELS[];
 extern const sha256_kernel SHA256_KERNELS[];
 extern const blake3_kernel BLAKE3_KERNELS[];

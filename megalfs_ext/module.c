@@ -28,11 +28,11 @@ static const long long SHA256_BYTES_END = 1LL << 61;
 
 static const char *const STAGE_NAMES[STAGES] = {"cdc", "sha256", "blake3"};
 
-static int find_kernel(stage which, const char *name, size_t *index)
+/* An error for a kernel that was not found.  */
+static int check_found(kernel_status found, stage which, const char *name)
 {
     const char *message = NULL;
-    /* The self-measurement takes a millisecond at most once; it may keep the GIL.  */
-    switch (kernel_find(which, name, index)) {
+    switch (found) {
     case KERNEL_OK:
         return 0;
     case KERNEL_UNKNOWN:
@@ -47,6 +47,17 @@ static int find_kernel(stage which, const char *name, size_t *index)
     }
     PyErr_Format(PyExc_ValueError, message, STAGE_NAMES[which], name);
     return -1;
+}
+
+/* The self-measurement takes a millisecond at most once; it may keep the GIL.  */
+static int find_kernel(stage which, const char *name, size_t *index)
+{
+    return check_found(kernel_find(which, name, index), which, name);
+}
+
+static int find_chain_kernel(const char *name, size_t *index)
+{
+    return check_found(kernel_find_chain(name, index), STAGE_SHA256, name);
 }
 
 static int find_stage(const char *name, stage *which)
@@ -449,7 +460,7 @@ static PyObject *py_chain_update(PyObject *module, PyObject *arguments)
                           &name)) {
         return NULL;
     }
-    if (find_kernel(STAGE_SHA256, name, &index) < 0 || need_size(&state, SHA256_DIGEST, "state") < 0) {
+    if (find_chain_kernel(name, &index) < 0 || need_size(&state, SHA256_DIGEST, "state") < 0) {
         goto exit;
     }
     if (total < 0 || total >= SHA256_BYTES_END || buffer.len >= SHA256_BYTES_END - total) {
@@ -462,11 +473,6 @@ static PyObject *py_chain_update(PyObject *module, PyObject *arguments)
     }
     slices = slices_from_ends(&buffer, &ends, &count);
     if (!slices) {
-        goto exit;
-    }
-    const uint8_t *end = count ? slices[count - 1].bytes + slices[count - 1].size : buffer.buf;
-    if (end != (const uint8_t *)buffer.buf + buffer.len) {
-        PyErr_SetString(PyExc_ValueError, "the last chunk must end where the buffer does");
         goto exit;
     }
     digests = new_digests(count);
@@ -527,6 +533,17 @@ static PyObject *py_default_kernel(PyObject *module, PyObject *arguments)
     return PyUnicode_FromString(kernel_name(which, index));
 }
 
+static PyObject *py_chunk_share(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    const char *name;
+    size_t index;
+    if (!PyArg_ParseTuple(arguments, "z:chunk_share", &name) || find_chain_kernel(name, &index) < 0) {
+        return NULL;
+    }
+    return PyFloat_FromDouble(SHA256_KERNELS[index].chunk_share);
+}
+
 static PyMethodDef METHODS[] = {
     {"scan", py_scan, METH_VARARGS, NULL},
     {"cut_points", py_cut_points, METH_VARARGS, NULL},
@@ -536,6 +553,7 @@ static PyMethodDef METHODS[] = {
     {"verify_links", py_verify_links, METH_VARARGS, NULL},
     {"sha256_finish", py_sha256_finish, METH_VARARGS, NULL},
     {"chain_update", py_chain_update, METH_VARARGS, NULL},
+    {"chunk_share", py_chunk_share, METH_VARARGS, NULL},
     {"kernel_states", py_kernel_states, METH_VARARGS, NULL},
     {"default_kernel", py_default_kernel, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

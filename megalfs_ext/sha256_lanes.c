@@ -6,6 +6,8 @@
  * or ends it. Which chains share the loop - chunks, segments, or the file and its chunks - is all that differs.  */
 #include "kernels.h"
 
+#include <stdlib.h>
+
 typedef struct lane lane;
 struct lane {
     uint32_t state[8];
@@ -62,48 +64,91 @@ static void run_two(const sha256_kernel *kernel, lane *a, lane *b)
     }
 }
 
-/* All lanes as far as the shortest run goes; lanes that nobody has repeat the first into a spare state.  */
-static void step_sixteen(const sha256_kernel *kernel, lane *const *lanes, size_t count)
-{
-    uint32_t spare[8] = {0};
-    uint32_t *states[SHA256_LANES];
+/* Lanes that have a run, and what a kernel of several wants to see of them.  */
+typedef struct {
+    lane *lanes[SHA256_LANES];
+    size_t count;
+    uint32_t *states[SHA256_LANES], spare[8];
     const uint8_t *blocks[SHA256_LANES];
-    size_t shortest = lanes[0]->count;
-    for (size_t i = 0; i < SHA256_LANES; i++) {
-        states[i] = i < count ? lanes[i]->state : spare;
-        blocks[i] = lanes[i < count ? i : 0]->blocks;
-        shortest = i < count && lanes[i]->count < shortest ? lanes[i]->count : shortest;
-    }
-    kernel->sixteen(states, blocks, shortest);
+} busy_lanes;
+
+static void start_lanes(busy_lanes *busy, lane *lanes, size_t count)
+{
+    *busy = (busy_lanes){0};
     for (size_t i = 0; i < count; i++) {
-        lanes[i]->blocks += shortest * SHA256_BLOCK;
-        lanes[i]->count -= shortest;
+        if (lanes[i].next(&lanes[i])) {
+            busy->lanes[busy->count++] = &lanes[i];
+        }
     }
 }
 
+/* Fills in states and blocks of `width` lanes; those that nobody has repeat the first into a spare state.
+ * Returns how many blocks all have, at most `limit`.  */
+static size_t gather_lanes(busy_lanes *busy, size_t width, size_t limit)
+{
+    size_t shortest = limit;
+    for (size_t i = 0; i < width; i++) {
+        bool is_busy = i < busy->count;
+        busy->states[i] = is_busy ? busy->lanes[i]->state : busy->spare;
+        busy->blocks[i] = busy->lanes[is_busy ? i : 0]->blocks;
+        shortest = is_busy && busy->lanes[i]->count < shortest ? busy->lanes[i]->count : shortest;
+    }
+    return shortest;
+}
+
+/* All lanes went on by `count` blocks; those at their end leave.  */
+static void advance_lanes(busy_lanes *busy, size_t count)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < busy->count; i++) {
+        lane *self = busy->lanes[i];
+        self->blocks += count * SHA256_BLOCK;
+        self->count -= count;
+        if (self->count || self->next(self)) {
+            busy->lanes[kept++] = self;
+        }
+    }
+    busy->count = kept;
+}
+
 /* Sixteen at a time while there are enough, then pairs.  */
+static void finish_lanes(const sha256_kernel *kernel, busy_lanes *busy)
+{
+    while (kernel->sixteen && busy->count >= kernel->sixteen_min) {
+        size_t count = gather_lanes(busy, SHA256_LANES, SIZE_MAX);
+        kernel->sixteen(busy->states, busy->blocks, count);
+        advance_lanes(busy, count);
+    }
+    for (size_t i = 0; i < busy->count; i += 2) {
+        run_pair(kernel, busy->lanes[i], i + 1 < busy->count ? busy->lanes[i + 1] : NULL);
+    }
+}
+
 static void run_lanes(const sha256_kernel *kernel, lane *lanes, size_t count)
 {
-    lane *busy[SHA256_LANES];
-    size_t alive = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (lanes[i].next(&lanes[i])) {
-            busy[alive++] = &lanes[i];
+    busy_lanes busy;
+    start_lanes(&busy, lanes, count);
+    finish_lanes(kernel, &busy);
+}
+
+/* The lane `file` at its full speed to its end, with the others beside it; then what is left of those.  */
+static void run_beside(const sha256_kernel *kernel, lane *file, lane *lanes, size_t count)
+{
+    busy_lanes busy;
+    start_lanes(&busy, lanes, count);
+    for (bool has = file->next(file); has; has = file->count || file->next(file)) {
+        size_t steps = busy.count ? gather_lanes(&busy, SHA256_BESIDE, file->count / SHA256_BESIDE_BLOCKS) : 0;
+        size_t taken = steps ? steps * SHA256_BESIDE_BLOCKS : file->count;
+        if (steps) {
+            kernel->beside(file->state, file->blocks, busy.states, busy.blocks, steps);
+            advance_lanes(&busy, steps);
+        } else {
+            kernel->one(file->state, file->blocks, taken);
         }
+        file->blocks += taken * SHA256_BLOCK;
+        file->count -= taken;
     }
-    while (kernel->sixteen && alive >= kernel->sixteen_min) {
-        step_sixteen(kernel, busy, alive);
-        size_t kept = 0;
-        for (size_t i = 0; i < alive; i++) {
-            if (busy[i]->count || busy[i]->next(busy[i])) {
-                busy[kept++] = busy[i];
-            }
-        }
-        alive = kept;
-    }
-    for (size_t i = 0; i < alive; i += 2) {
-        run_pair(kernel, busy[i], i + 1 < alive ? busy[i + 1] : NULL);
-    }
+    finish_lanes(kernel, &busy);
 }
 
 /* How many lanes `jobs` messages or segments shall share. More than two only if sixteen at once pay.  */
@@ -157,11 +202,34 @@ void sha256_finish(const sha256_kernel *kernel, const uint32_t state[8], slice t
 
 /* ---- many slices, each a message of its own ---- */
 
+/* The largest first, so that lanes end at about the same time; as they lie where memory is short.  */
 typedef struct {
     const slice *slices;
     size_t count, taken;
     uint8_t *digests;
+    const slice **order;
 } slice_queue;
+
+static int larger_first(const void *a, const void *b)
+{
+    size_t size_a = (*(const slice *const *)a)->size, size_b = (*(const slice *const *)b)->size;
+    return (size_a < size_b) - (size_a > size_b);
+}
+
+static slice_queue queue_slices(const slice *slices, size_t count, size_t lanes, uint8_t *digests)
+{
+    slice_queue queue = {slices, count, 0, digests, NULL};
+    if (lanes > 2) {
+        queue.order = malloc(count * sizeof *queue.order);
+    }
+    for (size_t i = 0; queue.order && i < count; i++) {
+        queue.order[i] = &slices[i];
+    }
+    if (queue.order) {
+        qsort(queue.order, count, sizeof *queue.order, larger_first);
+    }
+    return queue;
+}
 
 static bool slice_next(lane *self)
 {
@@ -177,7 +245,8 @@ static bool slice_next(lane *self)
         self->index = queue->count;
         return false;
     }
-    self->index = queue->taken++;
+    size_t turn = queue->taken++;
+    self->index = queue->order ? (size_t)(queue->order[turn] - queue->slices) : turn;
     slice message = queue->slices[self->index];
     message_start(self, SHA256_INITIAL, message, message.size);
     if (!self->count) {
@@ -196,12 +265,14 @@ static void slice_lane(lane *self, slice_queue *queue)
 
 void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
 {
-    slice_queue queue = {slices, count, 0, digests};
+    size_t width = lanes_for(kernel, count);
+    slice_queue queue = queue_slices(slices, count, width, digests);
     lane lanes[SHA256_LANES];
-    for (size_t i = 0; i < SHA256_LANES; i++) {
+    for (size_t i = 0; i < width; i++) {
         slice_lane(&lanes[i], &queue);
     }
-    run_lanes(kernel, lanes, lanes_for(kernel, count));
+    run_lanes(kernel, lanes, width);
+    free(queue.order);
 }
 
 /* ---- segments of one chain, proven apart ---- */
@@ -304,11 +375,19 @@ void sha256_chain_update(const sha256_kernel *kernel, sha256_chain *chain, slice
         return;
     }
     chain_feed feed = {chain, all, states};
-    slice_queue queue = {slices, count, 0, digests};
     lane file = {.next = chain_next, .owner = &feed};
     memcpy(file.state, chain->state, sizeof file.state);
-    lane chunk;
-    slice_lane(&chunk, &queue);
-    run_two(kernel, &file, &chunk);
+    size_t width = kernel->beside ? SHA256_BESIDE : 1;
+    slice_queue queue = queue_slices(slices, count, width, digests);
+    lane lanes[SHA256_BESIDE];
+    for (size_t i = 0; i < width; i++) {
+        slice_lane(&lanes[i], &queue);
+    }
+    if (kernel->beside) {
+        run_beside(kernel, &file, lanes, width);
+    } else {
+        run_two(kernel, &file, lanes);
+    }
     memcpy(chain->state, file.state, sizeof file.state);
+    free(queue.order);
 }

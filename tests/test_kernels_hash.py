@@ -292,12 +292,39 @@ def test_links_with_wrong_sizes_are_refused(kernel):
 
 
 @pytest.mark.parametrize("kernel", SHA256)
-def test_chunks_that_do_not_fill_the_buffer_are_refused_by_the_chain(kernel):
+def test_chunks_that_do_not_fit_the_buffer_are_refused_by_the_chain(kernel):
     hasher = ChainHasher(kernel=kernel)
-    for ends in ([], [99], [50, 99], [101], [60, 40, 100]):
+    for ends in ([101], [60, 40], [60, 40, 100]):
         with pytest.raises(ValueError, match="end"):
             hasher.update(bytes(100), le64(ends))
     assert hasher.digest() == hashlib.sha256(b"").digest()
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_the_chain_takes_what_lies_behind_the_chunks(kernel):
+    hasher = ChainHasher(kernel=kernel)
+    assert 0 <= hasher.chunk_share <= 1
+    for ends in ([], [0], [1], [64, 99], [100], [3, 70, 70]):
+        expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(RANDOM, ends)) if ends else b""
+        assert hasher.update(RANDOM[:100], le64(ends)) == expected, ends
+    assert hasher.digest() == hashlib.sha256(RANDOM[:100] * 6).digest()
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+@pytest.mark.parametrize("count", [*range(11), 16, 40])
+def test_chunks_beside_the_chain(kernel, count):
+    """Fewer chunks than lanes and more, empty ones and some that outlast the chain, at every carry."""
+    rng = random.Random(count)
+    for carried in (0, 1, 55, 63, 64):
+        size = rng.choice((0, 511, 512, 513, 70_000, SEGMENT_BYTES + 77))
+        ends = sorted(rng.randrange(size + 1) for _ in range(count))
+        buffer = RANDOM[carried : carried + size]
+        hasher = ChainHasher(kernel=kernel)
+        hasher.update(RANDOM[:carried], b"")
+        expected = b"".join(hashlib.sha256(chunk).digest() for chunk in split(buffer, ends)) if ends else b""
+        assert hasher.update(buffer, le64(ends)) == expected, (carried, size, ends)
+        assert hasher.digest() == hashlib.sha256(RANDOM[: carried + size]).digest()
+        assert INITIAL_STATE + hasher.states() == chain(RANDOM[: carried + size], "portable")
 
 
 # ---- BLAKE3 ----

@@ -28,6 +28,7 @@ from megalfs.errors import (
     TemporaryError,
     UsageError,
 )
+from megalfs.net.tls_socket import TlsSocket
 
 __all__ = [
     "RETRY_AFTER_S_MAX",
@@ -120,6 +121,23 @@ def retry_after_s(value: str | None) -> float | None:
     return None
 
 
+class _TlsConnection(http.client.HTTPConnection):
+    """HTTP over TLS, the certificate checked for `name`."""
+
+    default_port = http.client.HTTPS_PORT
+
+    def __init__(
+        self, host: str, port: int | None, *, timeout: float, context: ssl.SSLContext, name: str
+    ) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._tls_context, self._tls_name = context, name
+
+    def connect(self) -> None:
+        super().connect()
+        # As much of a socket as http.client uses.
+        self.sock = TlsSocket(self.sock, self._tls_context, self._tls_name)
+
+
 class Connection:
     """One kept-alive connection to one host, through a proxy where `proxies` says so."""
 
@@ -137,12 +155,12 @@ class Connection:
         if parts.scheme == "https":
             context = ssl.create_default_context()
             if through:
-                self.http: http.client.HTTPConnection = http.client.HTTPSConnection(
-                    through.hostname or "", through.port, timeout=timeout_s, context=context
+                self.http: http.client.HTTPConnection = _TlsConnection(
+                    through.hostname or "", through.port, timeout=timeout_s, context=context, name=host
                 )
                 self.http.set_tunnel(host, port or 443)
             else:
-                self.http = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+                self.http = _TlsConnection(host, port, timeout=timeout_s, context=context, name=host)
         elif through:
             self.http = http.client.HTTPConnection(through.hostname or "", through.port, timeout=timeout_s)
         else:

@@ -52,9 +52,9 @@ class Window:
         return [end - start for start, end in pairwise((0, *self.ends))]
 
 
-def slot_bytes(profile: Profile = DEFAULT_PROFILE) -> int:
-    """The size that a slot must have."""
-    return max(SLOT_BYTES, profile.max) + profile.max
+def slot_bytes(profile: Profile = DEFAULT_PROFILE, window: int = SLOT_BYTES) -> int:
+    """The size of a slot that windows of so many bytes are read into."""
+    return max(window, profile.max) + profile.max
 
 
 def read_file_layout(fd: int, size: int, profile: Profile) -> Layout | Plain:
@@ -77,7 +77,7 @@ def read_file_layout(fd: int, size: int, profile: Profile) -> Layout | Plain:
 def cut_windows(
     fd: int, size: int, layout: Layout | Plain, profile: Profile, take_slot: Callable[[], bytearray]
 ) -> Iterator[Window]:
-    """Reads `size` bytes once, in order.
+    """Reads `size` bytes once, in order; windows grow to the slots' size, so that whoever gets them starts soon.
 
     Args:
         take_slot: a buffer of `slot_bytes` that nobody reads any more; may wait.
@@ -86,14 +86,15 @@ def cut_windows(
         ChangedError: the file is shorter than `size`.
     """
     chunker = RegionChunker(regions(layout, size, profile.avg), profile)
-    head, offset = profile.max, 0
+    head, offset, step = profile.max, 0, slot_bytes(profile) - profile.max
     rest = memoryview(b"")
     while offset < size:
         slot = take_slot()
         view = memoryview(slot)
         start = head - len(rest)
         view[start:head] = rest
-        filled = pread_into(fd, view[head : head + min(len(slot) - head, size - offset)], offset)
+        filled = pread_into(fd, view[head : head + min(len(slot) - head, size - offset, step)], offset)
+        step *= 2
         base, offset = offset - len(rest), offset + filled
         if not filled:
             raise ChangedError(f"the file shrank to {offset} bytes while it was read")

@@ -1,10 +1,10 @@
 """Publishing: one read of a file gives chunks, both digests of each, the file's SHA-256 and its states.
 
 Two threads and a ring of slots. One reads (pread, never mmap: a truncated mapping is a SIGBUS, and mapped
-pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file with the chunks'
-own SHA-256 in the second lane of the same loop. The chain is serial, 1.8 GB/s on the machine of
-research/cdc.md, so it is the limit, and everything else hides behind it. Memory is the ring and 72 bytes a
-chunk.
+pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file, which is serial and
+so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop as far as that costs the
+chain little (`ChainHasher.chunk_share`: all of it on Zen 4, part of it on Golden Cove), the rest sixteen chunks
+at a time in the first thread. Memory is the ring and 72 bytes a chunk.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 import queue
 import threading
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import megalfs_ext
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.store.files import check_regular, map_os_errors
 from megalfs.store.identity import ChangedError, Identity, open_regular, settle
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Published", "hash_file", "publish"]
 
-SLOTS = 4  # 5 MiB each: one being read, one being hashed, two in between
+SLOTS = 4  # 3 MiB each: one being read, one being hashed, two in between
+# Where chunks are hashed in many lanes, each window must fill them: 16 MiB are 50 chunks.
+LANES_BYTES, LANES_SLOTS = 16 << 20, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +121,14 @@ def hash_file(
     """
     from megalfs.core.chunker import DEFAULT_PROFILE
     from megalfs.formats.manifest_fields import EncodedManifest
-    from megalfs.store.cutting import cut_windows, read_file_layout, slot_bytes
+    from megalfs.store.cutting import cut_windows, read_file_layout
 
     profile = profile or DEFAULT_PROFILE
     layout = read_file_layout(fd, size, profile)
-    lengths, blake3 = array("I"), bytearray()
-    with ChainThread(SLOTS if size > slot_bytes(profile) else 1, slot_bytes(profile)) as chain:
+    lengths, blake3, sha256 = array("I"), bytearray(), []
+    with ChainThread(size, profile) as chain:
         for window in cut_windows(fd, size, layout, profile, chain.take_slot):
-            chain.put(window)
+            sha256.append(sha256_from(window, chain.put(window)))
             lengths.extend(window.lengths())
             blake3 += window.blake3
             if progress is not None:
@@ -137,23 +141,37 @@ def hash_file(
         layout=layout,
         lengths=lengths,
         blake3=blake3,
-        sha256=chain.sha256,
+        sha256=b"".join(part for window in zip(chain.sha256, sha256, strict=True) for part in window),
         states=chain.hasher.states(),
     )
 
 
-class ChainThread:
-    """The thread of the SHA-256 chain, and the ring of slots that it empties."""
+def sha256_from(window: Window, first: int) -> bytes:
+    """SHA-256 of the chunks of a window from `first` on, sixteen at a time where the kernel does that."""
+    if first == len(window.ends):
+        return b""
+    start = window.ends[first - 1] if first else 0
+    return megalfs_ext.sha256_many(
+        window.view[start:], array("Q", [end - start for end in window.ends[first:]])
+    )
 
-    def __init__(self, slots: int, slot_size: int) -> None:
-        import megalfs_ext
+
+class ChainThread:
+    """The thread of the SHA-256 chain, and the ring of slots that it empties.
+
+    It takes the first chunks of each window along, `chunk_share` of its bytes.
+    """
+
+    def __init__(self, size: int, profile: Profile) -> None:
+        from megalfs.store.cutting import SLOT_BYTES, slot_bytes
 
         self.hasher = megalfs_ext.ChainHasher()
-        self.sha256 = bytearray()
+        self.sha256: list[bytes] = []
         self._free: queue.SimpleQueue[bytearray | BaseException] = queue.SimpleQueue()
-        self._full: queue.SimpleQueue[Window | None] = queue.SimpleQueue()  # never more than there are slots
-        for _ in range(slots):
-            self._free.put(bytearray(slot_size))
+        self._full: queue.SimpleQueue[tuple[Window, int] | None] = queue.SimpleQueue()  # at most one a slot
+        window, slots = (SLOT_BYTES, SLOTS) if self.hasher.chunk_share == 1 else (LANES_BYTES, LANES_SLOTS)
+        for _ in range(slots if size > SLOT_BYTES else 1):
+            self._free.put(bytearray(slot_bytes(profile, min(window, size))))
         self._thread = threading.Thread(target=self._run, name="megalfs-sha256", daemon=True)
 
     def __enter__(self) -> ChainThread:
@@ -171,9 +189,11 @@ class ChainThread:
             raise slot
         return slot
 
-    def put(self, window: Window) -> None:
-        """Hands a window over."""
-        self._full.put(window)
+    def put(self, window: Window) -> int:
+        """Hands a window over; returns how many of its first chunks get their SHA-256 here."""
+        count = bisect_right(window.ends, self.hasher.chunk_share * len(window.view))
+        self._full.put((window, count))
+        return count
 
     def finish(self) -> None:
         """Waits until everything handed over is hashed."""
@@ -184,8 +204,9 @@ class ChainThread:
 
     def _run(self) -> None:
         try:
-            while (window := self._full.get()) is not None:
-                self.sha256 += self.hasher.update(window.view, window.ends)
+            while (job := self._full.get()) is not None:
+                window, count = job
+                self.sha256.append(self.hasher.update(window.view, window.ends[:count]))
                 self._free.put(window.slot)
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits for slots
             self._free.put(error)
