@@ -141,6 +141,48 @@ def test_a_tree_is_recreated(scene: Scene) -> None:
     assert again["bytes_fetched"] == 0
 
 
+def test_a_tree_names_the_x_bits_of_equal_files(new_node: Callable[[str], Megalfs]) -> None:
+    """The second of two equal files comes from this disk, and so do both of the second pull."""
+    node, leecher = new_node("publisher"), new_node("leecher")
+    tree = node.directory / "tree"
+    tree.mkdir()
+    for name, mode in (("a", 0o644), ("b.sh", 0o755), ("c", 0o644)):
+        (tree / name).write_bytes(b"#!/bin/sh\n")
+        (tree / name).chmod(mode)
+    server = node.serve("seed", tree)
+    for dest in ("one", "two"):
+        leecher.ok("pull", server.link, "--no-discover", "-o", dest)
+        modes = {
+            path.name: bool(path.stat().st_mode & 0o111) for path in (leecher.directory / dest).iterdir()
+        }
+        assert modes == {"a": False, "b.sh": True, "c": False}
+    (leecher.directory / "two" / "b.sh").chmod(0o644)
+    leecher.ok("pull", server.link, "--no-discover", "-o", "two")
+    assert (leecher.directory / "two" / "b.sh").stat().st_mode & 0o111
+    assert leecher.ok("verify").out.count("ok") == leecher.ok("verify").out.count("\n") == 7
+
+
+def test_a_tree_where_a_file_stands(scene: Scene) -> None:
+    leecher = scene.stage.node("tree on a file")
+    (leecher.directory / "got").write_bytes(b"mine")
+    error = error_of(pull(leecher, str(scene.records["sharded"]["link"]), *scene.peer, target="got"), 2)
+    assert "got" in error["message"]
+    assert (leecher.directory / "got").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("dest", ["nowhere/got.bin", "nowhere/"])
+@pytest.mark.parametrize("is_here", [False, True])
+def test_a_directory_that_is_not_there(
+    new_node: Callable[[str], Megalfs], scene: Scene, dest: str, *, is_here: bool
+) -> None:
+    leecher = new_node("leecher")
+    if is_here:
+        pulled(leecher, scene.oid("tiny.json"), *scene.peer)
+    error = error_of(pull(leecher, scene.oid("tiny.json"), *scene.peer, target=dest), 3)
+    assert "no such directory: " in error["message"]
+    assert not (leecher.directory / "nowhere").exists()
+
+
 def test_a_tree_does_not_follow_symlinks(scene: Scene) -> None:
     leecher = scene.stage.node("tree symlink")
     elsewhere = leecher.directory / "elsewhere"

@@ -60,7 +60,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         is_json="--json" in argv, is_quiet=not {"-q", "--quiet"}.isdisjoint(argv), is_debug="--debug" in argv
     )
     try:
-        args = _parser().parse_args(argv)
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", hint=f"{args.prog} --help")
         ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose, is_debug=args.debug)
         return _run(args.run, Context(args, environ, ui))
     except MegalfsError as error:

@@ -15,7 +15,7 @@ from typing import TextIO
 
 from megalfs.errors import MegalfsError
 
-__all__ = ["Ui", "plain", "rate_text", "share_text", "size_text", "time_text"]
+__all__ = ["Ui", "count_text", "plain", "rate_text", "share_text", "size_text", "time_text"]
 
 PREFIX = "megalfs: "
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -56,6 +56,13 @@ class Ui:
     def record(self, document: Mapping[str, object]) -> None:
         """One line of JSON on stdout, flushed, so that a program sees it at once."""
         self._write(self.out, json.dumps(document, separators=(",", ":")))
+
+    def answer(self, document: Mapping[str, object], line: str) -> None:
+        """One part of the answer: the line for people, the object with `--json`."""
+        if self.is_json:
+            self.record(document)
+        else:
+            self.result(line)
 
     def clear_screen(self) -> None:
         """Starts a fresh page, where stdout is a terminal."""
@@ -126,6 +133,11 @@ def plain(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size_text(size: float) -> str:

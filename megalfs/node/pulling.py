@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyErro
 from megalfs.node.pull import Pull, PullCounts, PullRequest
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
 from megalfs.store.target import check_target, make_parent
@@ -41,7 +42,7 @@ class _Job:
     wanted: Wanted
     target: Path
     is_pointer: bool
-    is_executable: bool = False
+    is_executable: bool | None = None  # None: nobody says
     pull: Pull | None = None
     final: PullCounts | None = None
     error: MegalfsError | None = None
@@ -108,7 +109,7 @@ class PullSet:
     async def _plan(self, wanted: Sequence[Wanted]) -> None:
         """Makes the jobs; a tree is pulled first and unfolded."""
         dest = self._options.dest
-        is_directory = dest is not None and (dest.is_dir() or str(dest).endswith(os.sep))
+        is_directory = dest is not None and (self._cwd / dest).is_dir()
         if dest is not None and not is_directory and len(wanted) > 1:
             raise UsageError(
                 f"-o {str(dest)!r} is not a directory, and there are {len(wanted)} files to pull"
@@ -117,6 +118,9 @@ class PullSet:
             if each.note is not None:
                 self._notes.append(each.note)
             target = self._target(each, dest, is_directory=is_directory)
+            needed = dest if self._options.is_dest_directory and each.kind != "tree" else target.parent
+            if needed is not None and not (self._cwd / needed).is_dir():
+                raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
             if each.kind == "tree":
                 await self._unfold(each, target)
             else:
@@ -145,7 +149,8 @@ class PullSet:
         is_work_tree = any(
             (parent / ".git").exists() for parent in (directory.absolute(), *directory.absolute().parents)
         )
-        directory.mkdir(parents=True, exist_ok=True)
+        with map_os_errors(f"cannot make the directory {str(directory)!r}"):
+            directory.mkdir(exist_ok=True)
         for entry in tree.entries:
             fault = work_tree_fault(entry.path) if is_work_tree else None
             if fault is not None:
@@ -167,6 +172,7 @@ class PullSet:
         async with self._turns.setdefault(job.wanted.oid, asyncio.Lock()), slots:
             try:
                 if await asyncio.to_thread(self._is_here, job):
+                    await asyncio.to_thread(self._fit_mode, job)
                     return
                 job.pull = Pull(
                     self._node, self._request(job.wanted, job.target, is_pointer=job.is_pointer, job=job)
@@ -200,7 +206,7 @@ class PullSet:
             located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
-            is_executable=job.is_executable if job is not None else False,
+            is_executable=job is not None and job.is_executable is True,
             wait_peers_s=options.wait_peers_s,
             is_shared=options.share,
         )
@@ -211,8 +217,8 @@ class PullSet:
         at = store.at(target)
         if at is not None and at.oid == oid:
             return self._found_here(job, at.size)
-        may_replace = job.is_pointer or self._options.force or store.may_replace(target)
-        if not may_replace and check_target(target):
+        stands = check_target(target)
+        if stands and not (job.is_pointer or self._options.force or store.may_replace(target)):
             if job.wanted.size in {None, target.stat().st_size} and self._holds(target, oid):
                 return self._found_here(job, target.stat().st_size)
             raise PolicyError(
@@ -228,10 +234,21 @@ class PullSet:
             return False  # it was here when somebody last looked
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
-        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=True)
+        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=stands)
         manifest = store.load_manifest(blob.manifests[0], oid)
         store.adopt(target, manifest)
         return self._found_here(job, blob.size)
+
+    def _fit_mode(self, job: _Job) -> None:
+        """Gives a file that was on this disk already the x bits that its tree names."""
+        target = job.target
+        with map_os_errors(f"cannot set the mode of {str(target)!r}"):
+            found = target.lstat()
+            is_wrong = job.is_executable not in {None, bool(found.st_mode & stat.S_IXUSR)}
+            if not is_wrong or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+                return  # an inode that others share keeps its mode
+            target.chmod(mode_with_x(stat.S_IMODE(found.st_mode), is_executable=bool(job.is_executable)))
+        self._node.store.adopt_bare(target, job.wanted.oid)  # its ctime is another one now
 
     def _holds(self, target: Path, oid: Oid) -> bool:
         """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""
