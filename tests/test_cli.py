@@ -293,6 +293,8 @@ def test_publish_a_directory_is_one_record(megalfs: Megalfs) -> None:
 def test_publish_of_what_is_no_file(megalfs: Megalfs) -> None:
     os.mkfifo(megalfs.directory / "fifo")
     assert_one_clear_line(megalfs.run("publish", "fifo", timeout_s=20), 2)
+    for argv in (["publish"], ["publish", "-n"], ["pull", "-n"], ["info"], ["verify"]):
+        assert_one_clear_line(megalfs.run(*argv, "n" * 256), 3 if argv[0] in {"info", "verify"} else 2)
 
 
 def test_a_root_that_is_a_file(megalfs: Megalfs, model: Path) -> None:

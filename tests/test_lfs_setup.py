@@ -330,6 +330,40 @@ def test_the_agent_is_a_command_too(new_person: NewPerson) -> None:
     wait_until(lambda: ann.node is not None, "the node that it started")
 
 
+def test_a_bad_request_fails_alone(new_person: NewPerson) -> None:
+    """Lines that are no message are skipped, requests that cannot be are answered, and the last one is done."""
+    ann = new_person("ann")
+    work = ann.new_repository()
+    good = work / "good"
+    good.write_bytes(content(1, 1000))
+    oid = oid_of(good.read_bytes())
+    noise = [
+        b'{"event":"down',
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"x" * (3 << 20),
+        b'{"event":"dance"}',
+    ]
+    bad: list[dict[str, object]] = [
+        {"event": "download", "oid": "../../x", "size": 5},
+        {"event": "download", "oid": oid, "size": -5},
+        {"event": "download", "oid": oid, "size": "5"},
+        {"event": "download", "size": 5},
+        {"event": "upload", "oid": oid, "size": 1000, "path": str(work / "missing")},
+        {"event": "upload", "oid": oid, "size": 1000, "path": 5},
+        {"event": "upload", "oid": oid_of(b"other"), "size": 1000, "path": str(good)},
+    ]
+    last = {"event": "upload", "oid": oid, "size": 1000, "path": str(good)}
+    requests = [json.dumps(each).encode() for each in (*bad, last, {"event": "terminate"})]
+    done = ann.run("lfs", "agent", cwd=work, stdin=INIT + b"\n".join([*noise, *requests, b""]))
+    ends = [json.loads(line) for line in done.out.splitlines() if '"complete"' in line]
+    assert [each["oid"] for each in ends] == [str(each.get("oid")) for each in (*bad, last)]
+    assert ["error" in each for each in ends] == [True] * len(bad) + [False]
+    assert done.code == 0
+
+
 # Files that git-lfs has a hard link of
 
 

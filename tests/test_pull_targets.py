@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from adversaries import MIB, Stage, error_of, litter, model_bytes, pull, pulled
-from processes import Done, Megalfs, Running
+from processes import Done, Megalfs, Running, wait_until
 
 from megalfs.core.ids import Oid
 from megalfs.core.names import NameRecord, SignedName
@@ -150,16 +150,31 @@ def test_a_tree_names_the_x_bits_of_equal_files(new_node: Callable[[str], Megalf
         (tree / name).write_bytes(b"#!/bin/sh\n")
         (tree / name).chmod(mode)
     server = node.serve("seed", tree)
-    for dest in ("one", "two"):
-        leecher.ok("pull", server.link, "--no-discover", "-o", dest)
+    for dest, argv in (("tree", []), ("two", ["-o", "two"])):
+        leecher.ok("pull", server.link, "--no-discover", *argv)
         modes = {
             path.name: bool(path.stat().st_mode & 0o111) for path in (leecher.directory / dest).iterdir()
         }
         assert modes == {"a": False, "b.sh": True, "c": False}
-    (leecher.directory / "two" / "b.sh").chmod(0o644)
-    leecher.ok("pull", server.link, "--no-discover", "-o", "two")
-    assert (leecher.directory / "two" / "b.sh").stat().st_mode & 0o111
+    (leecher.directory / "tree" / "b.sh").chmod(0o644)
+    leecher.ok("pull", server.link, "--no-discover")
+    assert (leecher.directory / "tree" / "b.sh").stat().st_mode & 0o111
     assert leecher.ok("verify").out.count("ok") == leecher.ok("verify").out.count("\n") == 7
+
+
+def test_a_tree_that_was_begun_at_dest_goes_on_there(new_node: Callable[[str], Megalfs]) -> None:
+    """The first run makes DEST; for the second one it is a directory that exists, but not one to pull into."""
+    node, leecher = new_node("publisher"), new_node("leecher")
+    (node.directory / "tree").mkdir()
+    (node.directory / "tree" / "model.bin").write_bytes(model_bytes(6 * MIB))
+    server = node.serve("seed", "tree")
+    argv = ["pull", server.link, "--no-discover", "-o", "dest"]
+    slow = leecher.start(*argv, "--limit-down", "1M", "--json")
+    wait_until(lambda: any(int(str(r["bytes_verified"])) for r in slow.records if "name" in r), "bytes")
+    slow.kill()
+    done = leecher.ok(*argv, "--json").records[-1]
+    assert [path.name for path in (leecher.directory / "dest").iterdir()] == ["model.bin"]
+    assert int(str(done["bytes_fetched"])) < 6 * MIB
 
 
 def test_a_tree_where_a_file_stands(scene: Scene) -> None:
@@ -168,6 +183,12 @@ def test_a_tree_where_a_file_stands(scene: Scene) -> None:
     error = error_of(pull(leecher, str(scene.records["sharded"]["link"]), *scene.peer, target="got"), 2)
     assert "got" in error["message"]
     assert (leecher.directory / "got").read_bytes() == b"mine"
+
+
+def test_a_name_that_no_file_can_have(scene: Scene) -> None:
+    leecher = scene.stage.node("long name")
+    error_of(pull(leecher, scene.oid("tiny.json"), *scene.peer, target="n" * 256), 2)
+    error_of(pull(leecher, "n" * 256, *scene.peer), 2)
 
 
 @pytest.mark.parametrize("dest", ["nowhere/got.bin", "nowhere/"])
@@ -192,6 +213,26 @@ def test_a_tree_does_not_follow_symlinks(scene: Scene) -> None:
     done = leecher.run("pull", scene.records["sharded"]["link"], *scene.peer, "--no-discover", "--json")
     error_of(done, 10)
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["./gone.bin", "../gone.bin", "/gone/x.bin", "~/gone.bin"])
+def test_a_file_that_is_not_there(scene: Scene, target: str) -> None:
+    done = scene.stage.node("no file").run("pull", target, *scene.peer, "--no-discover", "--json")
+    assert error_of(done, 3)["message"] == f"no such file: '{target}'"
+
+
+def test_what_is_done_of_several_is_said(scene: Scene) -> None:
+    leecher = scene.stage.node("some of several")
+    oids = ["0" * 64, scene.oid("tiny.json")]
+    path = str(leecher.directory / oids[1])
+    for extra in ([], ["--json"]):
+        done = leecher.run("pull", *oids, *scene.peer, "--no-discover", "--wait-peers", "3", *extra)
+        assert done.code == 9
+        if extra:
+            assert done.records[-1]["files"] == [{"oid": oids[1], "path": path, "size": 15}]
+        else:
+            assert done.out == f"{path}\n"
+            assert f"{oids[0]} is at none of the peers asked (1)" in done.err
 
 
 @pytest.mark.parametrize("target", ["README", "0" * 63, "megalfs:123"])

@@ -147,9 +147,13 @@ def _pull(context: Context) -> int:
             plan.prepare(store)
         try:
             return run_until_signal(context.ui, work).exit_code
-        except MegalfsError:
+        except MegalfsError as error:
+            progress.close()
             if plan is not None:
                 plan.settle(store)  # what did arrive
+            if not context.ui.is_json:
+                for file in error.files:
+                    context.ui.result(str(file["path"]))
             raise
 
 

@@ -90,12 +90,13 @@ class Ui:
             self._message(f"hint: {error.hint}")
         self._trace(error)
         if self.is_json:
-            rejected = error.rejected
+            facts: dict[str, object] = {"code": error.exit_code, "message": str(error)}
+            facts["rejected"] = error.rejected
+            if error.files:
+                facts["files"] = error.files
             # The reader of stdout may be what failed: the exit code still says it.
             with suppress(OSError):
-                self.record(
-                    {"event": "error", "code": error.exit_code, "message": str(error), "rejected": rejected}
-                )
+                self.record({"event": "error", **facts})
 
     def unexpected(self, error: BaseException) -> None:
         """The line of a bug."""

@@ -17,6 +17,7 @@ from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyErro
 from megalfs.node.pull import Pull, PullCounts, PullRequest
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.store.claim import is_begun
 from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
@@ -53,6 +54,10 @@ class _Job:
         if self.final is not None:
             return self.final
         return self.pull.counts() if self.pull is not None else PullCounts(bytes_total=self.wanted.size)
+
+    def facts(self) -> dict[str, object]:
+        """What a script is told of a file that is done."""
+        return {"oid": str(self.wanted.oid), "path": str(self.target), "size": self.size}
 
 
 class PullSet:
@@ -104,7 +109,9 @@ class PullSet:
             log.warning("%s: %s", job.target, job.error)
         if len(failed) == len(self._jobs) and len({job.error.exit_code for job in failed if job.error}) == 1:
             raise first
-        raise PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
+        error = PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
+        error.files = [job.facts() for job in self._jobs if job.error is None]
+        raise error
 
     async def _plan(self, wanted: Sequence[Wanted]) -> None:
         """Makes the jobs; a tree is pulled first and unfolded."""
@@ -122,7 +129,7 @@ class PullSet:
             if needed is not None and not (self._cwd / needed).is_dir():
                 raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
             if each.kind == "tree":
-                await self._unfold(each, target)
+                await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
             else:
                 self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
 
@@ -137,8 +144,12 @@ class PullSet:
         where = self._cwd / dest
         return where / wanted.name if is_directory else where
 
-    async def _unfold(self, wanted: Wanted, directory: Path) -> None:
-        """Pulls the tree blob into the root, then makes a job for each of its files."""
+    async def _unfold(self, wanted: Wanted, directory: Path, *, begun: Path | None) -> None:
+        """Pulls the tree blob into the root, then makes a job for each of its files.
+
+        Args:
+            begun: a directory that the same command made, if it was interrupted: it goes on there, not below.
+        """
         store = self._node.store
         path = store.root.blob_path(wanted.oid)
         if store.at(path) is None:
@@ -146,6 +157,12 @@ class PullSet:
             self._helpers.append(pull)
             await pull.run()
         tree = Tree.decode(await asyncio.to_thread(store.read_bytes, wanted.oid, bytes_max=TREE_BYTES_MAX))
+        if (
+            begun is not None
+            and not directory.exists()
+            and await asyncio.to_thread(self._is_begun, tree, begun)
+        ):
+            directory = begun
         is_work_tree = any(
             (parent / ".git").exists() for parent in (directory.absolute(), *directory.absolute().parents)
         )
@@ -166,6 +183,15 @@ class PullSet:
             )
             target = make_parent(directory, entry.path)
             self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
+
+    def _is_begun(self, tree: Tree, directory: Path) -> bool:
+        """Whether this tree's files, or their partials, lie in a directory."""
+        store = self._node.store
+        files = ((directory / entry.path, entry.oid) for entry in tree.entries)
+        return any(
+            is_begun(path, oid) or ((blob := store.at(path)) is not None and blob.oid == oid)
+            for path, oid in files
+        )
 
     async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
         # Two targets of one blob: the second finds it on this disk.
