@@ -449,6 +449,19 @@ def test_what_is_never_replaced(scene: Scene, make: Callable[[Path], None], forc
     assert not precious.exists() or precious.read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("way", ["hard", "sym"])
+def test_a_blob_on_this_disk_is_linked_on_request(scene: Scene, way: str) -> None:
+    leecher = scene.stage.node(f"link {way}")
+    argv = [scene.oid("tiny.json"), *scene.peer, "--link", way]
+    pulled(leecher, *argv)
+    for _ in range(2):  # the second finds the link
+        assert pulled(leecher, *argv, target="linked.bin")["bytes_fetched"] == 0
+    first, linked = leecher.directory / "got.bin", leecher.directory / "linked.bin"
+    assert linked.is_symlink() == (way == "sym")
+    assert linked.samefile(first)
+    assert leecher.ok("verify").out.count("ok ") == (1 if way == "sym" else 2)
+
+
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])
 def test_a_symlink_is_kept_when_the_blob_lies_on_this_disk(scene: Scene, force: list[str]) -> None:
     leecher = scene.stage.node("symlink and blob")

@@ -40,7 +40,7 @@ from megalfs.net.session import Session
 from megalfs.net.sockets import SocketOptions, cannot_listen
 from megalfs.node.announcer import Announcer
 from megalfs.node.driver import SwarmDriver
-from megalfs.node.http_guard import Guard, make_token
+from megalfs.node.http_guard import Guard, TokenSource
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
 from megalfs.node.neighbours import Neighbours
@@ -99,6 +99,7 @@ class Node:
         self.identity = identity
         self.totals = Totals()
         self.proxies: Mapping[str, str] = proxies or {}
+        self._tokens = TokenSource(identity)
         self.peer_http = HttpClient(own_headers=self.peer_headers)
         self.labels = Labels(settings.host, settings.rack, settings.zone)
         self.is_ready = False
@@ -351,7 +352,7 @@ class Node:
 
     def peer_headers(self) -> dict[str, str]:
         """What shows other nodes who asks: those in allow-list mode answer only keys they know."""
-        return {"Authorization": f"Bearer {make_token(self.identity)}"}
+        return {"Authorization": f"Bearer {self._tokens.token()}"}
 
     # --- figures -----------------------------------------------------------------------------------------
 

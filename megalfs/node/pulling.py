@@ -240,7 +240,8 @@ class PullSet:
     def _is_here(self, job: _Job) -> bool:
         """Whether the target needs no network: it is right already, or the blob lies elsewhere on this disk."""
         store, target, oid = self._node.store, job.target, job.wanted.oid
-        at = store.at(target)
+        is_link = self._options.link == "sym" and target.is_symlink()  # of ours, when it leads to the blob
+        at = store.at(target.resolve() if is_link else target)
         if at is not None and at.oid == oid:
             return self._found_here(job, at.size)
         stands = check_target(target)
@@ -261,8 +262,8 @@ class PullSet:
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
         link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=stands)
-        manifest = store.load_manifest(blob.manifests[0], oid)
-        store.adopt(target, manifest)
+        if not target.is_symlink():
+            store.adopt(target, store.load_manifest(blob.manifests[0], oid))
         return self._found_here(job, blob.size)
 
     def _fit_mode(self, job: _Job) -> None:
