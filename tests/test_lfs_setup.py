@@ -356,12 +356,25 @@ def test_a_bad_request_fails_alone(new_person: NewPerson) -> None:
         {"event": "upload", "oid": oid_of(b"other"), "size": 1000, "path": str(good)},
     ]
     last = {"event": "upload", "oid": oid, "size": 1000, "path": str(good)}
-    requests = [json.dumps(each).encode() for each in (*bad, last, {"event": "terminate"})]
-    done = ann.run("lfs", "agent", cwd=work, stdin=INIT + b"\n".join([*noise, *requests, b""]))
-    ends = [json.loads(line) for line in done.out.splitlines() if '"complete"' in line]
+    lines = [*noise, *(json.dumps(each).encode() for each in (*bad, last))]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(stub_path())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ann.environ | {"MEGALFS_ROOT": str(ann.root)},
+        cwd=work,
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(INIT + b"".join(line + b"\n" for line in lines))
+        agent.stdin.flush()
+        ends: list[dict[str, object]] = []
+        while len(ends) <= len(bad) and (line := agent.stdout.readline()):
+            ends += [message for message in [json.loads(line)] if message.get("event") == "complete"]
+        agent.stdin.write(b'{"event":"terminate"}\n')
+    assert agent.returncode == 0
     assert [each["oid"] for each in ends] == [str(each.get("oid")) for each in (*bad, last)]
     assert ["error" in each for each in ends] == [True] * len(bad) + [False]
-    assert done.code == 0
 
 
 # Files that git-lfs has a hard link of
