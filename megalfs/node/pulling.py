@@ -125,13 +125,13 @@ class PullSet:
             if each.note is not None:
                 self._notes.append(each.note)
             target = self._target(each, dest, is_directory=is_directory)
-            needed = dest if self._options.is_dest_directory and each.kind != "tree" else target.parent
-            if needed is not None and not (self._cwd / needed).is_dir():
-                raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
             if each.kind == "tree":
                 await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
-            else:
-                self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
+                continue
+            needed = dest if dest is not None and self._options.is_dest_directory else target.parent
+            if not (self._cwd / needed).is_dir():
+                raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
+            self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
 
     def _target(self, wanted: Wanted, dest: Path | None, *, is_directory: bool) -> Path:
         if wanted.target is not None and dest is None:
@@ -167,7 +167,7 @@ class PullSet:
             (parent / ".git").exists() for parent in (directory.absolute(), *directory.absolute().parents)
         )
         with map_os_errors(f"cannot make the directory {str(directory)!r}"):
-            directory.mkdir(exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
         for entry in tree.entries:
             fault = work_tree_fault(entry.path) if is_work_tree else None
             if fault is not None:
