@@ -205,7 +205,7 @@ def _gc(context: Context) -> int:
     linked = report.still_linked_bytes
     ui.note(
         f"{freed}{f', {size_text(linked)} more has other links' if linked else ''}"
-        "; whole files of yours are never removed"
+        "; files of yours are never removed"
     )
     return 0
 
