@@ -32,6 +32,7 @@ class MegalfsError(Exception):
     Attributes:
         hint: what the user can do about it.
         rejected: of a pull, pieces that came with wrong bytes, by source.
+        files: of a pull of several, what is done all the same: oid, path and size of each.
     """
 
     exit_code = 1
@@ -41,6 +42,7 @@ class MegalfsError(Exception):
         super().__init__(message)
         self.hint = hint
         self.rejected: dict[str, int] = {}
+        self.files: list[dict[str, object]] = []
 
 
 class UsageError(MegalfsError):

@@ -34,7 +34,7 @@ from megalfs.core.chunker import DEFAULT_PROFILE, chunk_buffer
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import Manifest
 from megalfs.core.tree import Tree
-from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, StoreError, UsageError
+from megalfs.errors import IntegrityError, MegalfsError, NotFoundError, PolicyError, UsageError
 from megalfs.formats.layout import Layout, Plain
 from megalfs.formats.manifest_fields import EncodedManifest
 from megalfs.node.publishing import publish_path
@@ -315,7 +315,7 @@ def test_what_is_no_regular_file_is_refused_in_one_line(tmp_path: Path, kind: st
             path.symlink_to("nowhere")
     with make_store(tmp_path) as store, pytest.raises(MegalfsError) as caught:
         publish(store, path)
-    assert isinstance(caught.value, NotFoundError if kind in ("missing", "dangling") else StoreError)
+    assert isinstance(caught.value, NotFoundError if kind in ("missing", "dangling") else UsageError)
     assert repr(str(path)) in str(caught.value)
 
 
@@ -366,7 +366,7 @@ def test_a_directory_becomes_a_tree(tmp_path: Path) -> None:
         assert store.signatures(found.tree.manifest_id, found.tree.oid)
 
 
-@pytest.mark.parametrize("bad", ["link", "fifo", "name"])
+@pytest.mark.parametrize("bad", ["link", "fifo", "name", "case"])
 def test_a_directory_that_nobody_could_pull_is_refused(tmp_path: Path, bad: str) -> None:
     directory = tmp_path / "model"
     directory.mkdir()
@@ -374,9 +374,12 @@ def test_a_directory_that_nobody_could_pull_is_refused(tmp_path: Path, bad: str)
         (directory / "x").symlink_to(tmp_path)
     elif bad == "fifo":
         os.mkfifo(directory / "x")
+    elif bad == "case":
+        (directory / "x").write_bytes(b"")
+        (directory / "X").write_bytes(b"")
     else:
         (directory / "x\x1b[31m").write_bytes(b"")
-    with make_store(tmp_path) as store, pytest.raises((StoreError, PolicyError)) as caught:
+    with make_store(tmp_path) as store, pytest.raises((UsageError, PolicyError)) as caught:
         publish_path(store, directory)
     assert "\x1b" not in str(caught.value)
 

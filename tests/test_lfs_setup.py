@@ -330,6 +330,53 @@ def test_the_agent_is_a_command_too(new_person: NewPerson) -> None:
     wait_until(lambda: ann.node is not None, "the node that it started")
 
 
+def test_a_bad_request_fails_alone(new_person: NewPerson) -> None:
+    """Lines that are no message are skipped, requests that cannot be are answered, and the last one is done."""
+    ann = new_person("ann")
+    work = ann.new_repository()
+    good = work / "good"
+    good.write_bytes(content(1, 1000))
+    oid = oid_of(good.read_bytes())
+    noise = [
+        b'{"event":"down',
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"x" * (3 << 20),
+        b'{"event":"dance"}',
+    ]
+    bad: list[dict[str, object]] = [
+        {"event": "download", "oid": "../../x", "size": 5},
+        {"event": "download", "oid": oid, "size": -5},
+        {"event": "download", "oid": oid, "size": "5"},
+        {"event": "download", "size": 5},
+        {"event": "upload", "oid": oid, "size": 1000, "path": str(work / "missing")},
+        {"event": "upload", "oid": oid, "size": 1000, "path": 5},
+        {"event": "upload", "oid": oid_of(b"other"), "size": 1000, "path": str(good)},
+    ]
+    last = {"event": "upload", "oid": oid, "size": 1000, "path": str(good)}
+    lines = [*noise, *(json.dumps(each).encode() for each in (*bad, last))]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(stub_path())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ann.environ | {"MEGALFS_ROOT": str(ann.root)},
+        cwd=work,
+    ) as agent:
+        assert agent.stdin is not None
+        assert agent.stdout is not None
+        agent.stdin.write(INIT + b"".join(line + b"\n" for line in lines))
+        agent.stdin.flush()
+        ends: list[dict[str, object]] = []
+        while len(ends) <= len(bad) and (line := agent.stdout.readline()):
+            ends += [message for message in [json.loads(line)] if message.get("event") == "complete"]
+        agent.stdin.write(b'{"event":"terminate"}\n')
+    assert agent.returncode == 0
+    assert [each["oid"] for each in ends] == [str(each.get("oid")) for each in (*bad, last)]
+    assert ["error" in each for each in ends] == [True] * len(bad) + [False]
+
+
 # Files that git-lfs has a hard link of
 
 

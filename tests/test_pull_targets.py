@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from adversaries import MIB, Stage, error_of, litter, model_bytes, pull, pulled
-from processes import Done, Megalfs, Running
+from processes import Done, Megalfs, Running, wait_until
 
 from megalfs.core.ids import Oid
 from megalfs.core.names import NameRecord, SignedName
@@ -141,6 +141,69 @@ def test_a_tree_is_recreated(scene: Scene) -> None:
     assert again["bytes_fetched"] == 0
 
 
+def test_a_tree_names_the_x_bits_of_equal_files(new_node: Callable[[str], Megalfs]) -> None:
+    """The second of two equal files comes from this disk, and so do both of the second pull."""
+    node, leecher = new_node("publisher"), new_node("leecher")
+    tree = node.directory / "tree"
+    tree.mkdir()
+    for name, mode in (("a", 0o644), ("b.sh", 0o755), ("c", 0o644)):
+        (tree / name).write_bytes(b"#!/bin/sh\n")
+        (tree / name).chmod(mode)
+    server = node.serve("seed", tree)
+    for dest, argv in (("tree", []), ("two", ["-o", "two"])):
+        leecher.ok("pull", server.link, "--no-discover", *argv)
+        modes = {
+            path.name: bool(path.stat().st_mode & 0o111) for path in (leecher.directory / dest).iterdir()
+        }
+        assert modes == {"a": False, "b.sh": True, "c": False}
+    (leecher.directory / "tree" / "b.sh").chmod(0o644)
+    leecher.ok("pull", server.link, "--no-discover")
+    assert (leecher.directory / "tree" / "b.sh").stat().st_mode & 0o111
+    assert leecher.ok("verify").out.count("ok") == leecher.ok("verify").out.count("\n") == 7
+
+
+def test_a_tree_that_was_begun_at_dest_goes_on_there(new_node: Callable[[str], Megalfs]) -> None:
+    """The first run makes DEST; for the second one it is a directory that exists, but not one to pull into."""
+    node, leecher = new_node("publisher"), new_node("leecher")
+    (node.directory / "tree").mkdir()
+    (node.directory / "tree" / "model.bin").write_bytes(model_bytes(6 * MIB))
+    server = node.serve("seed", "tree")
+    argv = ["pull", server.link, "--no-discover", "-o", "dest"]
+    slow = leecher.start(*argv, "--limit-down", "1M", "--json")
+    wait_until(lambda: any(int(str(r["bytes_verified"])) for r in slow.records if "name" in r), "bytes")
+    slow.kill()
+    done = leecher.ok(*argv, "--json").records[-1]
+    assert [path.name for path in (leecher.directory / "dest").iterdir()] == ["model.bin"]
+    assert int(str(done["bytes_fetched"])) < 6 * MIB
+
+
+def test_a_tree_where_a_file_stands(scene: Scene) -> None:
+    leecher = scene.stage.node("tree on a file")
+    (leecher.directory / "got").write_bytes(b"mine")
+    error = error_of(pull(leecher, str(scene.records["sharded"]["link"]), *scene.peer, target="got"), 2)
+    assert "got" in error["message"]
+    assert (leecher.directory / "got").read_bytes() == b"mine"
+
+
+def test_a_name_that_no_file_can_have(scene: Scene) -> None:
+    leecher = scene.stage.node("long name")
+    error_of(pull(leecher, scene.oid("tiny.json"), *scene.peer, target="n" * 256), 2)
+    error_of(pull(leecher, "n" * 256, *scene.peer), 2)
+
+
+@pytest.mark.parametrize("dest", ["nowhere/got.bin", "nowhere/"])
+@pytest.mark.parametrize("is_here", [False, True])
+def test_a_directory_that_is_not_there(
+    new_node: Callable[[str], Megalfs], scene: Scene, dest: str, *, is_here: bool
+) -> None:
+    leecher = new_node("leecher")
+    if is_here:
+        pulled(leecher, scene.oid("tiny.json"), *scene.peer)
+    error = error_of(pull(leecher, scene.oid("tiny.json"), *scene.peer, target=dest), 3)
+    assert "no such directory: " in error["message"]
+    assert not (leecher.directory / "nowhere").exists()
+
+
 def test_a_tree_does_not_follow_symlinks(scene: Scene) -> None:
     leecher = scene.stage.node("tree symlink")
     elsewhere = leecher.directory / "elsewhere"
@@ -150,6 +213,26 @@ def test_a_tree_does_not_follow_symlinks(scene: Scene) -> None:
     done = leecher.run("pull", scene.records["sharded"]["link"], *scene.peer, "--no-discover", "--json")
     error_of(done, 10)
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["./gone.bin", "../gone.bin", "/gone/x.bin", "~/gone.bin"])
+def test_a_file_that_is_not_there(scene: Scene, target: str) -> None:
+    done = scene.stage.node("no file").run("pull", target, *scene.peer, "--no-discover", "--json")
+    assert error_of(done, 3)["message"] == f"no such file: '{target}'"
+
+
+def test_what_is_done_of_several_is_said(scene: Scene) -> None:
+    leecher = scene.stage.node("some of several")
+    oids = ["0" * 64, scene.oid("tiny.json")]
+    path = str(leecher.directory / oids[1])
+    for extra in ([], ["--json"]):
+        done = leecher.run("pull", *oids, *scene.peer, "--no-discover", "--wait-peers", "3", *extra)
+        assert done.code == 9
+        if extra:
+            assert done.records[-1]["files"] == [{"oid": oids[1], "path": path, "size": 15}]
+        else:
+            assert done.out == f"{path}\n"
+            assert f"{oids[0]} is at none of the peers asked (1)" in done.err
 
 
 @pytest.mark.parametrize("target", ["README", "0" * 63, "megalfs:123"])
@@ -364,6 +447,19 @@ def test_what_is_never_replaced(scene: Scene, make: Callable[[Path], None], forc
     assert target.lstat().st_ino == before
     precious = leecher.directory / "precious"
     assert not precious.exists() or precious.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("way", ["hard", "sym"])
+def test_a_blob_on_this_disk_is_linked_on_request(scene: Scene, way: str) -> None:
+    leecher = scene.stage.node(f"link {way}")
+    argv = [scene.oid("tiny.json"), *scene.peer, "--link", way]
+    pulled(leecher, *argv)
+    for _ in range(2):  # the second finds the link
+        assert pulled(leecher, *argv, target="linked.bin")["bytes_fetched"] == 0
+    first, linked = leecher.directory / "got.bin", leecher.directory / "linked.bin"
+    assert linked.is_symlink() == (way == "sym")
+    assert linked.samefile(first)
+    assert leecher.ok("verify").out.count("ok ") == (1 if way == "sym" else 2)
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]], ids=["", "force"])

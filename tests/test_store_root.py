@@ -87,7 +87,7 @@ def test_statfs_knows_local_file_systems(tmp_path: Path) -> None:
 def test_a_newer_root_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "root.json").write_text('{"version": 2, "machine": "x"}')
-    with pytest.raises(StoreError, match="version 2"):
+    with pytest.raises(PolicyError, match="version 2"):
         Root.open(tmp_path / "r", create=True)
     (tmp_path / "r" / "root.json").write_text("{")
     with pytest.raises(StoreError, match="damaged"):

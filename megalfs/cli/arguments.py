@@ -56,7 +56,7 @@ def add_common(parser: argparse.ArgumentParser, *, is_main: bool = False) -> Non
         type=Path,
         default=default(None),
         metavar="DIR",
-        help="where keys and index live ($MEGALFS_ROOT)",
+        help="where keys and index live ($MEGALFS_ROOT, else ~/.megalfs)",
     )
     group.add_argument(
         "--json", action="store_true", default=default(False), help="one JSON object a line on stdout"
@@ -76,7 +76,7 @@ def add_command(
     """One command with the flags of all; `text` is its line in the list, and its description."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.allow_abbrev = False  # what is short for one flag today may be short for two tomorrow
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, prog=parser.prog)
     add_common(parser)
     return parser
 
@@ -93,8 +93,10 @@ def add_sharing(parser: argparse.ArgumentParser, *, listen_help: str) -> None:
     """Flags of every command that serves peers."""
     parser.add_argument("--listen", type=host_port, metavar="HOST:PORT", help=listen_help)
     parser.add_argument("--advertise", type=peer, metavar="HOST:PORT", help="the address others should dial")
-    parser.add_argument("--limit-up", type=rate, metavar="RATE", help="bytes per second sent, such as 200M")
-    parser.add_argument("--limit-down", type=rate, metavar="RATE", help="bytes per second received")
+    parser.add_argument(
+        "--limit-up", type=rate, metavar="RATE", help="bytes per second sent, such as 200M (any)"
+    )
+    parser.add_argument("--limit-down", type=rate, metavar="RATE", help="bytes per second received (any)")
     parser.add_argument(
         "--tracker",
         type=http_url,

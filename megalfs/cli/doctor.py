@@ -117,7 +117,9 @@ def _root(context: Context) -> Iterator[Finding]:
         root.check()
     except MegalfsError as error:
         level: Literal["note", "bad"] = "bad" if path.exists() else "note"
-        yield Finding("root", level, str(error), error.hint or "megalfs auth init makes one")
+        yield Finding(
+            "root", level, str(error), error.hint or "let this user write there, or name another with --root"
+        )
         yield _free_space(_nearest_parent(path))
         return
     where = f"{path}, shared with other machines: index in {root.local}" if root.is_shared else str(path)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command
-from megalfs.cli.ui import size_text
+from megalfs.cli.ui import count_text, size_text
 from megalfs.errors import IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ def add_commands(commands: Commands) -> None:
         "targets", nargs="*", metavar="TARGET", help=f"{TARGET_HELP}; everything when none is given"
     )
     add_command(commands, "repair", _repair, "rebuild the index, and hash again what changed")
-    gc = add_command(commands, "gc", _gc, "forget blobs whose files are gone; removes no file of yours")
+    gc = add_command(
+        commands,
+        "gc",
+        _gc,
+        "forget blobs whose files are gone, remove partials that nobody resumed for a week",
+    )
     gc.add_argument("-n", "--dry-run", action="store_true", help="only say what would be forgotten")
     for name, run, text in (
         ("pin", _pin, "keep a blob's record whatever gc finds"),
@@ -48,10 +53,8 @@ def _ls(context: Context) -> int:
     with context.store(create=False) as store:
         names = _names_by_oid(store)
         for blob in store.blobs():
-            if context.ui.is_json:
-                context.ui.record(_row(blob, names.get(str(blob.oid), [])))
-            else:
-                context.ui.result(_line(blob, names.get(str(blob.oid), [])))
+            named = names.get(str(blob.oid), [])
+            context.ui.answer(_row(blob, named), _line(blob, named))
     return 0
 
 
@@ -165,10 +168,10 @@ def _verify(context: Context) -> int:
 
 
 def _report(context: Context, blob: Blob, path: str, *, is_good: bool) -> None:
-    if context.ui.is_json:
-        context.ui.record({"oid": str(blob.oid), "path": path, "ok": is_good})
-    else:
-        context.ui.result(f"{'ok ' if is_good else 'bad'} {blob.oid} {path}")
+    context.ui.answer(
+        {"oid": str(blob.oid), "path": path, "ok": is_good},
+        f"{'ok ' if is_good else 'bad'} {blob.oid} {path}",
+    )
 
 
 def _repair(context: Context) -> int:
@@ -179,28 +182,31 @@ def _repair(context: Context) -> int:
         suspects = [blob for blob in store.blobs() if any(place.is_suspect for place in blob.places)]
         with HashProgress(context.ui, "repair", total=sum(blob.size for blob in suspects)) as progress:
             restored = sum(store.recheck(blob.oid, progress=progress.add) for blob in suspects)
-    if context.ui.is_json:
-        context.ui.record({"blobs": count, "changed": len(suspects), "restored": restored})
-    else:
-        context.ui.result(f"{count} blobs in the index; {restored} of {len(suspects)} that changed are whole")
+    context.ui.answer(
+        {"blobs": count, "changed": len(suspects), "restored": restored},
+        f"{count_text(count, 'blob')} in the index; {restored} of {len(suspects)} that changed are whole",
+    )
     return 0
 
 
 def _gc(context: Context) -> int:
-    freed = 0
+    ui, is_dry = context.ui, bool(context.args.dry_run)
     with context.store(create=False) as store:
-        for blob in store.blobs():
-            if blob.is_pinned or any(place.path.exists() for place in blob.places):
-                continue
-            if not context.args.dry_run:
-                freed += store.forget(blob.oid)
-            if context.ui.is_json:
-                context.ui.record({"oid": str(blob.oid), "size": blob.size, "dry_run": context.args.dry_run})
-            else:
-                context.ui.result(
-                    f"{blob.oid} {'would be forgotten' if context.args.dry_run else 'forgotten'}"
-                )
-    context.ui.note(f"freed {size_text(freed)}; files of yours are never removed")
+        report = store.gc(is_dry=is_dry)
+    for oid in report.forgotten:
+        ui.answer(
+            {"oid": str(oid), "dry_run": is_dry}, f"{oid} {'would be forgotten' if is_dry else 'forgotten'}"
+        )
+    for path in report.partials:
+        ui.answer(
+            {"partial": str(path), "dry_run": is_dry}, f"{path} {'would be removed' if is_dry else 'removed'}"
+        )
+    freed = f"{'would free' if is_dry else 'freed'} {size_text(report.freed_bytes)}"
+    linked = report.still_linked_bytes
+    ui.note(
+        f"{freed}{f', {size_text(linked)} more has other links' if linked else ''}"
+        "; files of yours are never removed"
+    )
     return 0
 
 
@@ -218,6 +224,8 @@ def _set_pinned(context: Context, *, is_pinned: bool) -> int:
     with context.store(create=False) as store:
         for blob in [find_blob(store, target) for target in context.args.targets]:
             (store.pin if is_pinned else store.unpin)(blob.oid)
+            if context.ui.is_json:
+                context.ui.record({"oid": str(blob.oid), "pinned": is_pinned})
             context.ui.note(f"{'pinned' if is_pinned else 'unpinned'} {blob.oid}")
     return 0
 

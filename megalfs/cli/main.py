@@ -60,7 +60,9 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         is_json="--json" in argv, is_quiet=not {"-q", "--quiet"}.isdisjoint(argv), is_debug="--debug" in argv
     )
     try:
-        args = _parser().parse_args(argv)
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", hint=f"{args.prog} --help")
         ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose, is_debug=args.debug)
         return _run(args.run, Context(args, environ, ui))
     except MegalfsError as error:
@@ -76,8 +78,22 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         _forget_stdout()
         return EXIT_PIPE
     except Exception as error:  # noqa: BLE001 - the last resort: a bug is one line and exit 1
+        return _unexpected(ui, error)
+
+
+def _unexpected(ui: Ui, error: Exception) -> int:
+    """A path that cannot be used, too long or not ours to look at, is the user's; the rest is a bug."""
+    if not isinstance(error, OSError) or error.filename is None:
         ui.unexpected(error)
         return EXIT_UNEXPECTED
+    from megalfs.store.files import map_os_errors
+
+    try:
+        with map_os_errors(f"cannot use {error.filename!r}"):
+            raise error
+    except MegalfsError as mapped:
+        ui.error(mapped)
+        return mapped.exit_code
 
 
 def _run(run: Callable[[Context], int], context: Context) -> int:

@@ -22,6 +22,7 @@ __all__ = ["Progress", "Snapshot", "View", "make_view"]
 JSON_INTERVAL_S = 0.4  # promised: at least twice a second
 BAR_INTERVAL_S = 0.1
 LINE_INTERVAL_S = 10.0
+NAME_COLUMNS_MAX = 32
 COLUMNS = 100  # of a terminal that does not say: serial consoles, some job runners
 
 
@@ -231,7 +232,9 @@ class _BarView:
 
         self._bar.total = now.bytes_total
         self._bar.n = now.bytes_verified
-        self._bar.set_description_str(plain(now.name)[-32:] or "megalfs", refresh=False)
+        columns = shutil.get_terminal_size((COLUMNS, 0)).columns
+        name = plain(now.name)[: min(NAME_COLUMNS_MAX, columns // 4)]  # how far it is matters more
+        self._bar.set_description_str(name or "megalfs", refresh=False)
         self._bar.set_postfix_str(" ".join(f"{name}={value}" for name, value in _facts(now)), refresh=False)
         self._bar.refresh()
 

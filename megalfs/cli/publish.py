@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command
-from megalfs.cli.ui import rate_text, size_text, time_text
+from megalfs.cli.ui import count_text, rate_text, size_text, time_text
 from megalfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ def _publish(context: Context) -> int:
     if not context.args.dry_run:
         return _publish_all(context, sizes, name)
     for path, size in sizes.items():
-        if context.ui.is_json:
-            context.ui.record({"path": str(path), "bytes": size, "dry_run": True})
-        else:
-            context.ui.result(f"{path} {size_text(size)}")
+        context.ui.answer({"path": str(path), "bytes": size, "dry_run": True}, f"{path} {size_text(size)}")
     return 0
 
 
@@ -104,10 +101,6 @@ def _print(context: Context, entry: Entry, link: Link, seconds: float) -> None:
 
 
 def _summary(entry: Entry, seconds: float) -> str:
-    what = f"{entry.files} files" if entry.kind == "tree" else _counted(entry.blob.chunks, "chunk")
+    what = count_text(*((entry.files, "file") if entry.kind == "tree" else (entry.blob.chunks, "chunk")))
     pace = f"{time_text(seconds)}, {rate_text(entry.bytes_total, seconds)}"
     return f"published {entry.path}: {size_text(entry.bytes_total)}, {what}, {pace}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -14,7 +15,7 @@ from megalfs.cli.arguments import (
     peer,
     seconds,
 )
-from megalfs.cli.ui import rate_text, share_text, size_text, time_text
+from megalfs.cli.ui import count_text, rate_text, share_text, size_text, time_text
 from megalfs.errors import MegalfsError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def add_commands(commands: Commands) -> None:
         help="a pointer file, a directory of them, a link, an oid, or a published name",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="DEST", help="a file, or a directory that exists"
+        "-o", "--output", metavar="DEST", help="a file, or a directory that exists (the TARGET's name, here)"
     )
     parser.add_argument(
         "--peer",
@@ -70,10 +71,18 @@ def add_commands(commands: Commands) -> None:
         help="believe names this key signed",
     )
     parser.add_argument(
-        "--wait-peers", type=seconds, default=WAIT_PEERS_S, metavar="SECONDS", help="for a first peer"
+        "--wait-peers",
+        type=seconds,
+        default=WAIT_PEERS_S,
+        metavar="SECONDS",
+        help=f"how long to wait for a first peer, such as 250ms, 30 or 5m ({WAIT_PEERS_S:.0f})",
     )
     parser.add_argument(
-        "--linger", type=seconds, default=0.0, metavar="SECONDS", help="go on sharing afterwards"
+        "--linger",
+        type=seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="go on sharing afterwards, such as 30 or 10m (0)",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace a file that was never published or pulled"
@@ -83,7 +92,7 @@ def add_commands(commands: Commands) -> None:
         "--link",
         choices=("auto", "hard", "sym", "copy"),
         default="auto",
-        help="how a file that is on this disk already gets to DEST",
+        help="how a file that is on this disk already gets to DEST (auto: reflink, else copy)",
     )
     for name, text in (("include", "only these paths of a git work tree"), ("exclude", "not these paths")):
         parser.add_argument(
@@ -138,9 +147,13 @@ def _pull(context: Context) -> int:
             plan.prepare(store)
         try:
             return run_until_signal(context.ui, work).exit_code
-        except MegalfsError:
+        except MegalfsError as error:
+            progress.close()
             if plan is not None:
                 plan.settle(store)  # what did arrive
+            if not context.ui.is_json:
+                for file in error.files:
+                    context.ui.result(str(file["path"]))
             raise
 
 
@@ -179,7 +192,8 @@ def _options(context: Context, plan: WorkTreePull | None, told: tuple[HostPort, 
 
     args = context.args
     return PullOptions(
-        dest=args.output,
+        dest=None if args.output is None else Path(args.output),
+        is_dest_directory=bool(args.output) and args.output.endswith(os.sep),
         peers=(*args.peer, *told, *(plan.sources.peers if plan else ())),
         trackers=(*args.tracker, *(plan.sources.trackers if plan else ())),
         strangers=plan.sources.strangers if plan else frozenset(),
@@ -230,16 +244,13 @@ def _done(summary: PullSummary) -> dict[str, object]:
 def _totals(summary: PullSummary) -> str:
     """`pulled 1 file, 86.7 MiB in 0.31s (280 MiB/s): 4 sources, 0% origin, 12% reused`."""
     size = sum(file.size for file in summary.files)
-    count = len(summary.files)
-    files = "1 file" if count == 1 else f"{count} files"
-    sources = len(summary.bytes_by_peer)
     parts = [
-        f"{sources} {'source' if sources == 1 else 'sources'}",
+        count_text(len(summary.bytes_by_peer), "source"),
         f"{share_text(summary.bytes_origin, size)} origin",
         f"{share_text(summary.bytes_reused, size)} reused",
     ]
     pace = f"{size_text(size)} in {time_text(summary.seconds)} ({rate_text(size, summary.seconds)})"
-    return f"pulled {files}, {pace}: {', '.join(parts)}"
+    return f"pulled {count_text(len(summary.files), 'file')}, {pace}: {', '.join(parts)}"
 
 
 def _dry_run(context: Context) -> int:
@@ -249,9 +260,6 @@ def _dry_run(context: Context) -> int:
     with context.store(create=True) as store:
         for target in context.args.targets:
             found = describe(store, target)
-            if context.ui.is_json:
-                context.ui.record({"target": target, **found})
-            else:
-                facts = " ".join(f"{name}={value}" for name, value in found.items() if value is not None)
-                context.ui.result(f"{target}: {facts}")
+            facts = " ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+            context.ui.answer({"target": target, **found}, f"{target}: {facts}")
     return 0

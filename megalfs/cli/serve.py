@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command, add_group, add_sharing, host_port, node_address, word
+from megalfs.cli.ui import count_text
 from megalfs.errors import BusyError
 
 if TYPE_CHECKING:
@@ -123,21 +124,21 @@ def _links(context: Context) -> list[ServiceFactory]:
 
 
 def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
+    from megalfs.formats.hostport import HostPort
+
     ui = context.ui
     for blob in info.blobs:
-        if ui.is_json:
-            ui.record(
-                {
-                    "path": str(blob.path),
-                    "oid": str(blob.oid),
-                    "size": blob.size,
-                    "chunks": blob.chunks,
-                    "manifest": str(blob.manifest_id),
-                    "link": str(blob.link),
-                }
-            )
-        else:
-            ui.result(str(blob.link))
+        ui.answer(
+            {
+                "path": str(blob.path),
+                "oid": str(blob.oid),
+                "size": blob.size,
+                "chunks": blob.chunks,
+                "manifest": str(blob.manifest_id),
+                "link": str(blob.link),
+            },
+            str(blob.link),
+        )
     if ui.is_json:
         ui.record(
             {
@@ -150,14 +151,9 @@ def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
                 "pid": os.getpid(),
             }
         )
-    role = (
-        "tracker"
-        if is_tracker
-        else f"serving {sum(1 for _ in info.blobs)} files"
-        if info.blobs
-        else "serving"
-    )
-    ui.note(f"{role} on {info.host}:{info.port} as {info.key}; ctrl-c stops")
+    files = f" {count_text(len(info.blobs), 'file')}" if info.blobs else ""
+    role = "tracker" if is_tracker else f"serving{files}"
+    ui.note(f"{role} on {HostPort(info.host, info.port)} as {info.key}; ctrl-c stops")
 
 
 def _stop(context: Context) -> int:

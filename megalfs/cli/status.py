@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 from megalfs.cli.local_node import ask_node, running_node
-from megalfs.cli.ui import rate_text, share_text, size_text, time_text
+from megalfs.cli.ui import count_text, rate_text, share_text, size_text, time_text
 from megalfs.errors import NotFoundError, TemporaryError
+from megalfs.formats.hostport import HostPort
 
 if TYPE_CHECKING:
     from megalfs.cli.context import Context
@@ -45,22 +46,15 @@ def list_nodes(context: Context) -> int:
     root = context.root(create=False)
     running = running_node(root)
     state = ask_node(root, running, "/v1/status")
-    nodes: list[Fields] = [{"node": f"{state['host']}:{state['port']}", "key": state["key"], "self": True}]
+    nodes: list[Fields] = [{"node": _address(state), "key": state["key"], "self": True}]
     peers = {str(peer["peer"]): peer for swarm in _each(state, "swarms") for peer in _each(swarm, "peers")}
     nodes += [{"node": name, "tier": peer["tier"], "self": False} for name, peer in sorted(peers.items())]
     nodes += _gossiped(root, running)
     for node in nodes:
-        if context.ui.is_json:
-            context.ui.record(node)
-        else:
-            context.ui.result(
-                " ".join(
-                    str(part)
-                    for part in (node["node"], node.get("key"), node.get("alias"), node.get("tier"))
-                    if part
-                )
-                + " (self)" * bool(node["self"])
-            )
+        parts = (node["node"], node.get("key"), node.get("alias"), node.get("tier"))
+        context.ui.answer(
+            node, " ".join(str(part) for part in parts if part) + " (self)" * bool(node["self"])
+        )
     return 0
 
 
@@ -97,11 +91,11 @@ def _state(root: Root) -> Fields:
 
 def _lines(state: Fields) -> list[str]:
     if not state["running"]:
-        return [f"not running; {state['blobs']} blobs in {state['root']}"]
+        return [f"not running; {count_text(int(_number(state, 'blobs')), 'blob')} in {state['root']}"]
     word = "draining" if state["draining"] else "ready" if state["ready"] else "starting"
     sent, received = size_text(_number(state, "bytes_out")), size_text(_number(state, "bytes_in"))
     lines = [
-        f"{word} on {state['host']}:{state['port']} as {state['key']}",
+        f"{word} on {_address(state)} as {state['key']}",
         f"pid {state['pid']}, up {time_text(_number(state, 'uptime_s'))}, {state['blobs']} blobs,"
         f" {state['sessions']} peers, sent {sent}, received {received}",
     ]
@@ -110,6 +104,10 @@ def _lines(state: Fields) -> list[str]:
         lines += [_peer_line(peer) for peer in _each(swarm, "peers")]
     lines += [f"dropped {each['peer']}: {each['reason']}" for each in _each(state, "dropped")]
     return lines
+
+
+def _address(state: Fields) -> str:
+    return str(HostPort(str(state["host"]), int(_number(state, "port"))))
 
 
 def _swarm_line(swarm: Fields) -> str:

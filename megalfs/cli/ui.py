@@ -15,7 +15,7 @@ from typing import TextIO
 
 from megalfs.errors import MegalfsError
 
-__all__ = ["Ui", "plain", "rate_text", "share_text", "size_text", "time_text"]
+__all__ = ["Ui", "count_text", "plain", "rate_text", "share_text", "size_text", "time_text"]
 
 PREFIX = "megalfs: "
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -57,6 +57,13 @@ class Ui:
         """One line of JSON on stdout, flushed, so that a program sees it at once."""
         self._write(self.out, json.dumps(document, separators=(",", ":")))
 
+    def answer(self, document: Mapping[str, object], line: str) -> None:
+        """One part of the answer: the line for people, the object with `--json`."""
+        if self.is_json:
+            self.record(document)
+        else:
+            self.result(line)
+
     def clear_screen(self) -> None:
         """Starts a fresh page, where stdout is a terminal."""
         if self.out.isatty():
@@ -83,12 +90,13 @@ class Ui:
             self._message(f"hint: {error.hint}")
         self._trace(error)
         if self.is_json:
-            rejected = error.rejected
+            facts: dict[str, object] = {"code": error.exit_code, "message": str(error)}
+            facts["rejected"] = error.rejected
+            if error.files:
+                facts["files"] = error.files
             # The reader of stdout may be what failed: the exit code still says it.
             with suppress(OSError):
-                self.record(
-                    {"event": "error", "code": error.exit_code, "message": str(error), "rejected": rejected}
-                )
+                self.record({"event": "error", **facts})
 
     def unexpected(self, error: BaseException) -> None:
         """The line of a bug."""
@@ -126,6 +134,11 @@ def plain(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
     )
+
+
+def count_text(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size_text(size: float) -> str:

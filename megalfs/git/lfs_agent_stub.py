@@ -61,14 +61,19 @@ class Wire:
         self._is_ended = False
 
     def read(self) -> dict[str, object] | None:
-        """The next message; None when git-lfs has no more."""
-        while b"\n" not in self._buffer:
-            if self._is_ended or len(self._buffer) > LINE_BYTES_MAX:
-                return None
-            self._fill()
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message = json.loads(line)
-        return message if isinstance(message, dict) else {}
+        """The next message; None when git-lfs has no more. What is none is skipped: it names no object to fail."""
+        while True:
+            while b"\n" not in self._buffer:
+                if self._is_ended:
+                    return None
+                self._fill()
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            try:
+                message = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(message, dict):
+                return message
 
     def send(self, message: dict[str, object]) -> None:
         """Writes one message."""
@@ -85,9 +90,7 @@ class Wire:
         Raises:
             GitLeftError: git-lfs is gone.
         """
-        watched = [] if self._is_ended else [0]
-        if sock is not None:
-            watched.append(sock.fileno())
+        watched = [0] * (not self._is_ended) + ([sock.fileno()] if sock is not None else [])
         readable, _, _ = select.select(watched, [], [], timeout_s)
         if 0 in readable:
             self._fill()
@@ -99,6 +102,8 @@ class Wire:
         block = os.read(0, 65536)
         self._is_ended = not block
         self._buffer += block
+        if len(self._buffer) > LINE_BYTES_MAX and b"\n" not in self._buffer:
+            self._buffer = b"!"  # no message is that long, nor is what follows up to the newline
 
 
 # --- the root and its node ------------------------------------------------------------------------------------
@@ -446,9 +451,8 @@ class Progress:
         count = min(count, self._total)
         if count > self._bytes:
             since, self._bytes = count - self._bytes, count
-            self._wire.send(
-                {"event": "progress", "oid": self._oid, "bytesSoFar": count, "bytesSinceLast": since}
-            )
+            news = {"event": "progress", "oid": self._oid, "bytesSoFar": count, "bytesSinceLast": since}
+            self._wire.send(news)
 
 
 def git_lfs_pid() -> int:
@@ -465,11 +469,7 @@ def git_lfs_pid() -> int:
 def tell(text: str) -> None:
     """Writes to the stderr of git-lfs itself: ours ends in a pipe that it reads only to debug."""
     pid = git_lfs_pid()
-    flags = [
-        line.split()[1]
-        for line in read_text(f"/proc/{pid}/fdinfo/2").splitlines()
-        if line.startswith("flags")
-    ]
+    flags = [line[6:] for line in read_text(f"/proc/{pid}/fdinfo/2").splitlines() if line[:6] == "flags:"]
     try:
         fd = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.signing import SigningKey
-from megalfs.errors import BusyError, RemoteProtocolError
+from megalfs.errors import RemoteProtocolError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.certificates import check_certificate
 from megalfs.net.link import (
@@ -24,6 +24,7 @@ from megalfs.net.link import (
     offer_stream,
     unreachable,
 )
+from megalfs.net.sockets import cannot_listen
 
 if TYPE_CHECKING:
     from aioquic.asyncio.protocol import QuicConnectionProtocol
@@ -135,7 +136,7 @@ class QuicListener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, address: HostPort, configuration: QuicConfiguration) -> None:
-        """Raises BusyError when the port is taken."""
+        """Raises BusyError when the port is taken, others as `cannot_listen`."""
         from aioquic.asyncio.server import QuicServer
 
         family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
@@ -144,12 +145,9 @@ class QuicListener:
             sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)
         try:
             sock.bind((address.host, address.port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             sock.close()
-            raise BusyError(
-                f"cannot listen on {address} (UDP): {error.strerror}",
-                hint="another program uses that port; choose one with --addr HOST:PORT",
-            ) from error
+            raise cannot_listen(address, error, flag="--addr", kind=" (UDP)") from error
         sock.setblocking(False)
         self._transport, self._server = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: QuicServer(configuration=configuration, stream_handler=self._opened), sock=sock

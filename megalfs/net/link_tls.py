@@ -11,7 +11,6 @@ from pathlib import Path
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.signing import SigningKey
-from megalfs.errors import BusyError
 from megalfs.formats.hostport import HostPort
 from megalfs.net.certificates import check_certificate
 from megalfs.net.link import (
@@ -24,6 +23,7 @@ from megalfs.net.link import (
     offer_stream,
     unreachable,
 )
+from megalfs.net.sockets import cannot_listen
 
 __all__ = ["TlsCarrier", "TlsLink", "TlsListener"]
 
@@ -114,7 +114,7 @@ class TlsListener:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, address: HostPort, context: ssl.SSLContext) -> None:
-        """Raises BusyError when the port is taken."""
+        """Raises BusyError when the port is taken, others as `cannot_listen`."""
         try:
             self._server = await asyncio.start_server(
                 self._connected,
@@ -124,11 +124,8 @@ class TlsListener:
                 limit=READ_BYTES,
                 ssl_handshake_timeout=HANDSHAKE_S_MAX,
             )
-        except OSError as error:
-            raise BusyError(
-                f"cannot listen on {address} (TCP): {error.strerror}",
-                hint="another program uses that port; choose one with --addr HOST:PORT",
-            ) from error
+        except (OSError, UnicodeError) as error:
+            raise cannot_listen(address, error, flag="--addr", kind=" (TCP)") from error
 
     @property
     def address(self) -> HostPort:

@@ -7,14 +7,16 @@ and 1.6-2.0 for an HTTP client library (research: pull prototype).
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megalfs.errors import TemporaryError
+from megalfs.errors import BusyError, MegalfsError, NotAuthorisedError, TemporaryError, UsageError
+from megalfs.formats.hostport import HostPort
 
-__all__ = ["SocketOptions", "abort", "receive_exactly", "set_receive_timeout", "tune"]
+__all__ = ["SocketOptions", "abort", "cannot_listen", "receive_exactly", "set_receive_timeout", "tune"]
 
 # How long a slow granule may keep the scheduler without a sign of life; far below its shortest patience.
 RECEIVE_TIMEOUT_S = 0.5
@@ -28,6 +30,25 @@ class SocketOptions:
     """What the operator may set on bulk sockets. `congestion` names a TCP congestion control, "" the system's."""
 
     congestion: str = ""
+
+
+def cannot_listen(
+    address: HostPort, error: OSError | UnicodeError, *, flag: str, kind: str = ""
+) -> MegalfsError:
+    """Why nobody can listen there: a taken port is busy, a low one not ours, no address of this machine nonsense.
+
+    Args:
+        error: of `bind`; a UnicodeError is a host name that IDNA cannot write.
+        flag: how the user names another address.
+    """
+    line = f"cannot listen on {address}{kind}: {getattr(error, 'strerror', None) or error}"
+    match getattr(error, "errno", None):
+        case errno.EADDRINUSE:
+            return BusyError(line, hint=f"another program uses that port; choose one with {flag} HOST:PORT")
+        case errno.EACCES | errno.EPERM:
+            return NotAuthorisedError(line, hint=f"choose a port above 1023 with {flag} HOST:PORT")
+        case _:
+            return UsageError(line, hint=f"{flag} takes an address of this machine, or 0.0.0.0")
 
 
 def tune(sock: socket.socket, options: SocketOptions) -> None:

@@ -27,14 +27,20 @@ from megalfs.core.messages import Join, PeerAddress, Peers
 from megalfs.core.names import SignedName
 from megalfs.core.params import SwarmParams
 from megalfs.core.topology import Labels
-from megalfs.errors import BusyError, ConfigError, MegalfsError, NotFoundError, StoreError
+from megalfs.errors import (
+    BusyError,
+    ConfigError,
+    MegalfsError,
+    NotFoundError,
+    StoreError,
+)
 from megalfs.formats.hostport import HostPort
 from megalfs.net.http import HttpClient
 from megalfs.net.session import Session
-from megalfs.net.sockets import SocketOptions
+from megalfs.net.sockets import SocketOptions, cannot_listen
 from megalfs.node.announcer import Announcer
 from megalfs.node.driver import SwarmDriver
-from megalfs.node.http_guard import Guard, make_token
+from megalfs.node.http_guard import Guard, TokenSource
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
 from megalfs.node.neighbours import Neighbours
@@ -93,6 +99,7 @@ class Node:
         self.identity = identity
         self.totals = Totals()
         self.proxies: Mapping[str, str] = proxies or {}
+        self._tokens = TokenSource(identity)
         self.peer_http = HttpClient(own_headers=self.peer_headers)
         self.labels = Labels(settings.host, settings.rack, settings.zone)
         self.is_ready = False
@@ -142,7 +149,7 @@ class Node:
                 imported and started when the first connection comes in, which waits for it.
 
         Raises:
-            BusyError: the port is taken.
+            BusyError: the port is taken; others as `cannot_listen`.
         """
         self._sock = _listen(listen, ports)
         self.host, self.port = self._sock.getsockname()[:2]
@@ -345,7 +352,7 @@ class Node:
 
     def peer_headers(self) -> dict[str, str]:
         """What shows other nodes who asks: those in allow-list mode answer only keys they know."""
-        return {"Authorization": f"Bearer {make_token(self.identity)}"}
+        return {"Authorization": f"Bearer {self._tokens.token()}"}
 
     # --- figures -----------------------------------------------------------------------------------------
 
@@ -406,13 +413,10 @@ def _listen(listen: HostPort, ports: range | None) -> socket.socket:
         try:
             sock.bind((listen.host, port))
             sock.listen(BACKLOG)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: a host name that IDNA cannot write
             sock.close()
             if ports is None or port == 0:
-                raise BusyError(
-                    f"cannot listen on {listen}: {error.strerror}",
-                    hint="another program uses that port; choose one with --listen HOST:PORT",
-                ) from error
+                raise cannot_listen(listen, error, flag="--listen") from error
             continue
         sock.setblocking(False)
         return sock

@@ -51,7 +51,7 @@ def size_of(path: Path) -> int:
 
     Raises:
         NotFoundError: there is nothing.
-        PolicyError, StoreError: a directory that cannot be published, as `walk`.
+        PolicyError, UsageError: a directory that cannot be published, as `walk`.
     """
     if path.is_dir():
         from megalfs.store.publish_tree import walk  # numpy comes with it: not for a single file

@@ -426,12 +426,13 @@ class Pull:
     def _nobody(self) -> MegalfsError:
         """Why there is no source at all."""
         sources = self._sources
-        shown = f"{self.request.name} ({str(self.request.oid)[:12]}...)"
+        name, oid = self.request.name, str(self.request.oid)
+        shown = oid if name == oid else f"{name} ({oid[:12]}...)"
         if self._base.rejected or self._refuted:
             return self._explained(IntegrityError(f"no source has the right bytes of {shown}"))
         asked = len(sources.peers())
         if asked and sources.count(PeerAnswer.NOT_FOUND) == asked:
-            return NotFoundError(f"{shown} is at none of the {asked} peers asked")
+            return NotFoundError(f"{shown} is at none of the peers asked ({asked})")
         last = sources.last_error()
         why = f": {last}" if last is not None else ""
         hint = None if asked else "name one with --peer HOST:PORT, --tracker URL or --origin URL"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyErro
 from megalfs.node.pull import Pull, PullCounts, PullRequest
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.store.claim import is_begun
+from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
 from megalfs.store.target import check_target, make_parent
@@ -41,7 +43,7 @@ class _Job:
     wanted: Wanted
     target: Path
     is_pointer: bool
-    is_executable: bool = False
+    is_executable: bool | None = None  # None: nobody says
     pull: Pull | None = None
     final: PullCounts | None = None
     error: MegalfsError | None = None
@@ -52,6 +54,10 @@ class _Job:
         if self.final is not None:
             return self.final
         return self.pull.counts() if self.pull is not None else PullCounts(bytes_total=self.wanted.size)
+
+    def facts(self) -> dict[str, object]:
+        """What a script is told of a file that is done."""
+        return {"oid": str(self.wanted.oid), "path": str(self.target), "size": self.size}
 
 
 class PullSet:
@@ -103,12 +109,14 @@ class PullSet:
             log.warning("%s: %s", job.target, job.error)
         if len(failed) == len(self._jobs) and len({job.error.exit_code for job in failed if job.error}) == 1:
             raise first
-        raise PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
+        error = PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
+        error.files = [job.facts() for job in self._jobs if job.error is None]
+        raise error
 
     async def _plan(self, wanted: Sequence[Wanted]) -> None:
         """Makes the jobs; a tree is pulled first and unfolded."""
         dest = self._options.dest
-        is_directory = dest is not None and (dest.is_dir() or str(dest).endswith(os.sep))
+        is_directory = dest is not None and (self._cwd / dest).is_dir()
         if dest is not None and not is_directory and len(wanted) > 1:
             raise UsageError(
                 f"-o {str(dest)!r} is not a directory, and there are {len(wanted)} files to pull"
@@ -118,9 +126,12 @@ class PullSet:
                 self._notes.append(each.note)
             target = self._target(each, dest, is_directory=is_directory)
             if each.kind == "tree":
-                await self._unfold(each, target)
-            else:
-                self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
+                await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
+                continue
+            needed = dest if dest is not None and self._options.is_dest_directory else target.parent
+            if not (self._cwd / needed).is_dir():
+                raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
+            self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
 
     def _target(self, wanted: Wanted, dest: Path | None, *, is_directory: bool) -> Path:
         if wanted.target is not None and dest is None:
@@ -133,8 +144,12 @@ class PullSet:
         where = self._cwd / dest
         return where / wanted.name if is_directory else where
 
-    async def _unfold(self, wanted: Wanted, directory: Path) -> None:
-        """Pulls the tree blob into the root, then makes a job for each of its files."""
+    async def _unfold(self, wanted: Wanted, directory: Path, *, begun: Path | None) -> None:
+        """Pulls the tree blob into the root, then makes a job for each of its files.
+
+        Args:
+            begun: a directory that the same command made, if it was interrupted: it goes on there, not below.
+        """
         store = self._node.store
         path = store.root.blob_path(wanted.oid)
         if store.at(path) is None:
@@ -142,10 +157,17 @@ class PullSet:
             self._helpers.append(pull)
             await pull.run()
         tree = Tree.decode(await asyncio.to_thread(store.read_bytes, wanted.oid, bytes_max=TREE_BYTES_MAX))
+        if (
+            begun is not None
+            and not directory.exists()
+            and await asyncio.to_thread(self._is_begun, tree, begun)
+        ):
+            directory = begun
         is_work_tree = any(
             (parent / ".git").exists() for parent in (directory.absolute(), *directory.absolute().parents)
         )
-        directory.mkdir(parents=True, exist_ok=True)
+        with map_os_errors(f"cannot make the directory {str(directory)!r}"):
+            directory.mkdir(parents=True, exist_ok=True)
         for entry in tree.entries:
             fault = work_tree_fault(entry.path) if is_work_tree else None
             if fault is not None:
@@ -162,11 +184,21 @@ class PullSet:
             target = make_parent(directory, entry.path)
             self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
 
+    def _is_begun(self, tree: Tree, directory: Path) -> bool:
+        """Whether this tree's files, or their partials, lie in a directory."""
+        store = self._node.store
+        files = ((directory / entry.path, entry.oid) for entry in tree.entries)
+        return any(
+            is_begun(path, oid) or ((blob := store.at(path)) is not None and blob.oid == oid)
+            for path, oid in files
+        )
+
     async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
         # Two targets of one blob: the second finds it on this disk.
         async with self._turns.setdefault(job.wanted.oid, asyncio.Lock()), slots:
             try:
                 if await asyncio.to_thread(self._is_here, job):
+                    await asyncio.to_thread(self._fit_mode, job)
                     return
                 job.pull = Pull(
                     self._node, self._request(job.wanted, job.target, is_pointer=job.is_pointer, job=job)
@@ -200,7 +232,7 @@ class PullSet:
             located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
-            is_executable=job.is_executable if job is not None else False,
+            is_executable=job is not None and job.is_executable is True,
             wait_peers_s=options.wait_peers_s,
             is_shared=options.share,
         )
@@ -208,11 +240,12 @@ class PullSet:
     def _is_here(self, job: _Job) -> bool:
         """Whether the target needs no network: it is right already, or the blob lies elsewhere on this disk."""
         store, target, oid = self._node.store, job.target, job.wanted.oid
-        at = store.at(target)
+        is_link = self._options.link == "sym" and target.is_symlink()  # of ours, when it leads to the blob
+        at = store.at(target.resolve() if is_link else target)
         if at is not None and at.oid == oid:
             return self._found_here(job, at.size)
-        may_replace = job.is_pointer or self._options.force or store.may_replace(target)
-        if not may_replace and check_target(target):
+        stands = check_target(target)
+        if stands and not (job.is_pointer or self._options.force or store.may_replace(target)):
             if job.wanted.size in {None, target.stat().st_size} and self._holds(target, oid):
                 return self._found_here(job, target.stat().st_size)
             raise PolicyError(
@@ -228,10 +261,21 @@ class PullSet:
             return False  # it was here when somebody last looked
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
-        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=True)
-        manifest = store.load_manifest(blob.manifests[0], oid)
-        store.adopt(target, manifest)
+        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=stands)
+        if not target.is_symlink():
+            store.adopt(target, store.load_manifest(blob.manifests[0], oid))
         return self._found_here(job, blob.size)
+
+    def _fit_mode(self, job: _Job) -> None:
+        """Gives a file that was on this disk already the x bits that its tree names."""
+        target = job.target
+        with map_os_errors(f"cannot set the mode of {str(target)!r}"):
+            found = target.lstat()
+            is_wrong = job.is_executable not in {None, bool(found.st_mode & stat.S_IXUSR)}
+            if not is_wrong or found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+                return  # an inode that others share keeps its mode
+            target.chmod(mode_with_x(stat.S_IMODE(found.st_mode), is_executable=bool(job.is_executable)))
+        self._node.store.adopt_bare(target, job.wanted.oid)  # its ctime is another one now
 
     def _holds(self, target: Path, oid: Oid) -> bool:
         """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""

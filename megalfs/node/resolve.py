@@ -32,6 +32,7 @@ __all__ = ["NameSources", "Wanted", "resolve"]
 log = logging.getLogger(__name__)
 
 _OID = re.compile(r"(?:sha256:)?[0-9a-fA-F]{64}\Z")
+_PATH = re.compile(r"~?\.{0,2}/")  # no name begins so: `/x`, `./x`, `../x`, `~/x`
 RECORDS_MAX = 64
 
 
@@ -80,7 +81,7 @@ def resolve(target: str, *, cwd: Path, store: Store, names: NameSources) -> list
 
     Raises:
         UsageError: it is none of the five forms.
-        NotFoundError, TemporaryError: nobody knows the name; nobody could be asked.
+        NotFoundError, TemporaryError: no such file; nobody knows the name; nobody could be asked.
         PolicyError: a name that no accepted key signed, or that expired.
     """
     if not target:
@@ -98,6 +99,8 @@ def resolve(target: str, *, cwd: Path, store: Store, names: NameSources) -> list
         return [Wanted(oid=oid, name=str(oid))]
     if path.exists():
         return [_from_file(store, path)]
+    if _PATH.match(target):
+        raise NotFoundError(f"no such file: '{escape_for_terminal(target)}'")
     return [_from_name(target, store, names)]
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Claim",
     "claim_abandoned",
     "is_abandoned",
+    "is_begun",
     "is_own_file",
     "part_names",
     "silence_s",
@@ -75,6 +76,21 @@ def _stem(target: Path, oid: Oid) -> str:
     return f".{name}.{str(oid)[:8]}."
 
 
+def is_begun(target: Path, oid: Oid) -> bool:
+    """Whether a pull of this blob to this target was begun and did not end."""
+    return bool(_names(target.parent, _stem(target, oid), STATE_SUFFIX))
+
+
+def _names(directory: Path, stem: str, suffix: str) -> list[str]:
+    """Sorted. Names, not paths: a directory of a tree may hold 100,000 files, and each of them asks."""
+    try:
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if name.startswith(stem) and name.endswith(suffix))
+
+
 def claim_abandoned(target: Path, directory_fd: int, wanted: PartialState) -> Claim | None:
     """Takes over the fullest abandoned partial of this target and blob."""
     for path, found in _abandoned(target, wanted):
@@ -95,11 +111,11 @@ def claim_abandoned(target: Path, directory_fd: int, wanted: PartialState) -> Cl
 def _abandoned(target: Path, wanted: PartialState) -> list[tuple[Path, PartialState | None]]:
     """Sidecars of this target and blob that nobody tends any more, the fullest first."""
     stem, found = _stem(target, wanted.oid), []
-    for entry in sorted(target.parent.iterdir()):
-        if entry.name.startswith(stem) and entry.name.endswith(STATE_SUFFIX):
-            state = read_state(entry)
-            if (state is None or state.oid == wanted.oid) and is_abandoned(entry, state, wanted.owner):
-                found.append((entry, state))
+    for name in _names(target.parent, stem, STATE_SUFFIX):
+        entry = target.parent / name
+        state = read_state(entry)
+        if (state is None or state.oid == wanted.oid) and is_abandoned(entry, state, wanted.owner):
+            found.append((entry, state))
     return sorted(found, key=lambda pair: -(pair[1].bits().count if pair[1] else 0))
 
 

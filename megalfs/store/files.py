@@ -15,7 +15,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from megalfs.errors import MegalfsError, NotAuthorisedError, NotFoundError, SpaceError, StoreError
+from megalfs.errors import (
+    MegalfsError,
+    NotAuthorisedError,
+    NotFoundError,
+    SpaceError,
+    StoreError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +34,7 @@ __all__ = [
     "is_network_file_system",
     "kind_of",
     "map_os_errors",
+    "mode_with_x",
     "nonce",
     "pread_into",
     "read_json",
@@ -49,12 +57,14 @@ _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 _FOLLOWS_ALWAYS = os.link not in os.supports_follow_symlinks  # macOS cannot link a symlink itself
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What was asked for cannot be: a file in a directory's place, a name that is too long, a ring of links.
+_NONSENSE = frozenset({errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP})
 _NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL})
 
 
 @contextlib.contextmanager
 def map_os_errors(what: str) -> Iterator[None]:
-    """Maps `OSError` once, at the edge: full is exit 6, refused 7, missing 3, the rest the disk's fault."""
+    """Maps `OSError` once, at the edge: full is exit 6, refused 7, missing 3, nonsense 2, the rest the disk's fault."""
     try:
         yield
     except OSError as error:
@@ -69,6 +79,8 @@ def _mapped(error: OSError, what: str) -> MegalfsError:
         return NotAuthorisedError(line)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return NotFoundError(line)
+    if error.errno in _NONSENSE:
+        return UsageError(line)
     return StoreError(line)
 
 
@@ -219,14 +231,19 @@ def check_regular(path: Path) -> os.stat_result:
     """What `path` is, when it is a regular file (through a symlink to one, as every Unix tool reads).
 
     Raises:
-        StoreError: a FIFO, a device, a socket or a directory: reading one may never end.
+        UsageError: a FIFO, a device, a socket or a directory: reading one may never end.
         NotFoundError: there is none.
     """
     with map_os_errors(f"cannot read {str(path)!r}"):
         found = path.stat()
     if stat.S_ISREG(found.st_mode):
         return found
-    raise StoreError(f"not a regular file: {str(path)!r} is a {kind_of(found.st_mode)}")
+    raise UsageError(f"not a regular file: {str(path)!r} is a {kind_of(found.st_mode)}")
+
+
+def mode_with_x(mode: int, *, is_executable: bool) -> int:
+    """The permission bits with an x beside every r, or with none."""
+    return mode & ~0o111 | ((mode & 0o444) >> 2 if is_executable else 0)
 
 
 def kind_of(mode: int) -> str:

@@ -59,7 +59,7 @@ def publish(
         progress: called with bytes hashed.
 
     Raises:
-        StoreError: not a regular file.
+        UsageError: not a regular file.
         ChangedError: the file was changed while it was read.
     """
     check_regular(path)

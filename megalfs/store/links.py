@@ -14,7 +14,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
-from megalfs.errors import PolicyError, StoreError
+from megalfs.errors import PolicyError, StoreError, UsageError
 from megalfs.store.files import map_os_errors, nonce, rename_new, write_all
 from megalfs.store.identity import Identity, open_regular
 from megalfs.store.target import check_target
@@ -53,7 +53,7 @@ def link_file(source: Path, target: Path, *, mode: LinkMode, to_work_tree: bool,
         replace: cover a regular file that stands there.
 
     Raises:
-        StoreError: `mode` names a way that this file system does not have.
+        UsageError: `mode` names a way that this file system does not have.
         PolicyError: something stands at the target that must not be replaced.
     """
     check_target(target)
@@ -82,7 +82,7 @@ def _link(source: Path, target: Path, mode: LinkMode, *, to_work_tree: bool) -> 
     if mode != "copy" and _reflink(source, target):
         return Linked.REFLINK
     if mode == "reflink":
-        raise StoreError(f"no reflinks between {str(source)!r} and {str(target)!r}", hint="--link copy")
+        raise UsageError(f"no reflinks from {str(source)!r} to {str(target.parent)!r}", hint="--link copy")
     copy_file(source, target)
     return Linked.COPY
 
@@ -97,8 +97,8 @@ def _hard_or_less(source: Path, target: Path, mode: LinkMode) -> Linked:
         if error.errno not in _NO_HARD_LINK:
             raise
         if mode == "hard":
-            raise StoreError(
-                f"no hard links between {str(source)!r} and {str(target)!r}", hint="--link copy"
+            raise UsageError(
+                f"no hard links from {str(source)!r} to {str(target.parent)!r}", hint="--link copy"
             ) from error
         copy_file(source, target)
         return Linked.COPY

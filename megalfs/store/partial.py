@@ -35,7 +35,7 @@ from megalfs.store.claim import (
     part_names,
     state_name_of,
 )
-from megalfs.store.files import fsync_dir, map_os_errors, rename_new, write_all, write_atomic
+from megalfs.store.files import fsync_dir, map_os_errors, mode_with_x, rename_new, write_all, write_atomic
 from megalfs.store.identity import Identity
 from megalfs.store.partial_state import PartialState, overwrite, save_bits, write_state
 from megalfs.store.target import check_target
@@ -292,7 +292,7 @@ class Partial:
         with map_os_errors(f"cannot finish {str(self.target)!r}"):
             if executable:
                 mode = stat.S_IMODE(os.fstat(self.fd).st_mode)
-                os.fchmod(self.fd, mode | (mode & 0o444) >> 2)
+                os.fchmod(self.fd, mode_with_x(mode, is_executable=True))
             if durable:
                 os.fsync(self.fd) if sys.platform == "darwin" else os.fdatasync(self.fd)
             self._rename(replace=replace)

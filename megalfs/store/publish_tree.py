@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.core.pathrules import escape_for_terminal, path_fault
-from megalfs.errors import PolicyError, StoreError, UsageError
+from megalfs.core.pathrules import escape_for_terminal, path_fault, paths_fault
+from megalfs.errors import PolicyError, UsageError
 from megalfs.store.claim import is_own_file
 from megalfs.store.files import kind_of, map_os_errors
 from megalfs.store.ingest import Published, publish
@@ -50,11 +50,15 @@ def walk(directory: Path) -> list[FileFound]:
     """The files below a directory, sorted by the bytes of their names.
 
     Raises:
-        PolicyError: a name that no puller would accept.
-        StoreError: a FIFO, a device, or a symlink to a directory.
+        PolicyError: a name that no puller would accept, or two that are one where case does not count.
+        UsageError: a FIFO, a device, or a symlink to a directory.
     """
     with map_os_errors(f"cannot read {str(directory)!r}"):
-        return sorted(_below(directory, "", 0), key=lambda found: found.name.encode("utf-8", "replace"))
+        found = sorted(_below(directory, "", 0), key=lambda file: file.name.encode("utf-8"))
+    clash = paths_fault(file.name for file in found)
+    if clash is not None:
+        raise PolicyError(f"{str(directory)!r} cannot be published: {clash}")
+    return found
 
 
 def _below(directory: Path, prefix: str, depth: int) -> Iterator[FileFound]:
@@ -77,7 +81,7 @@ def _file(path: Path, name: str) -> FileFound:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         what = "a symlink to a directory" if stat.S_ISDIR(found.st_mode) else f"a {kind_of(found.st_mode)}"
-        raise StoreError(f"not a regular file: {str(path)!r} is {what}")
+        raise UsageError(f"not a regular file: {str(path)!r} is {what}")
     return FileFound(name, path, found.st_size, bool(found.st_mode & stat.S_IXUSR))
 
 

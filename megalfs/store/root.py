@@ -89,7 +89,8 @@ class Root:
 
         Raises:
             NotFoundError: there is no root and `create` is false.
-            StoreError: the directory is of a newer version, or cannot be used.
+            PolicyError: the directory is of a newer version.
+            StoreError, UsageError: it cannot be used.
         """
         path = path.absolute()
         machine = machine or machine_id()
@@ -292,7 +293,10 @@ def _read_marker(path: Path) -> str | None:
         return None
     version, machine = document.get("version"), document.get("machine")
     if version != ROOT_VERSION or not isinstance(machine, str):
-        raise StoreError(f"the root {str(path)!r} has version {version!r}, this megalfs reads {ROOT_VERSION}")
+        raise PolicyError(
+            f"the root {str(path)!r} has version {version!r}, this megalfs reads {ROOT_VERSION}",
+            hint="upgrade megalfs, or name another root with --root",
+        )
     return machine
 
 
