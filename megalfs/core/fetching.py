@@ -6,7 +6,7 @@ on its way, an idle peer is asked for an old run a second time; whichever comes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch
@@ -23,8 +23,7 @@ COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
 UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """What happened to our fetches."""
 
     fetched_bytes: int = 0

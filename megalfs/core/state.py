@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from random import Random
+
+from msgspec import Struct, field
 
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
@@ -20,8 +21,7 @@ from megalfs.errors import RemoteProtocolError
 __all__ = ["SwarmState"]
 
 
-@dataclass(slots=True, eq=False)
-class SwarmState:
+class SwarmState(Struct, eq=False):
     """One swarm's state on this node; it keeps itself consistent and decides nothing."""
 
     manifest: ManifestId

@@ -10,9 +10,10 @@ import asyncio
 import logging
 import queue
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol, assert_never
+
+from msgspec import Struct, field
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.codec import encode
@@ -46,8 +47,7 @@ def _told(session: Session) -> PeerAddress | None:
     return None if address is None else PeerAddress(address.host, address.port, session.hello.instance)
 
 
-@dataclass(slots=True)
-class SwarmTotals:
+class SwarmTotals(Struct):
     """Verified bytes by source, and refused pieces by source, since this swarm began."""
 
     by_peer: dict[str, int] = field(default_factory=dict)
@@ -75,8 +75,7 @@ class Arrival(Protocol):
         """A source went away; perhaps none is left."""
 
 
-@dataclass(slots=True)
-class _WebSeed:
+class _WebSeed(Struct):
     name: str
     wanted: queue.SimpleQueue[object]
     lanes: list[WebSeedLane]
