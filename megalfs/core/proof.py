@@ -14,9 +14,9 @@ order by `SerialProof`.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest, segment_count
@@ -25,8 +25,7 @@ from megalfs_ext import INITIAL_STATE
 __all__ = ["Proof", "Segment", "SerialProof", "open_proof", "segment_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True):
     """Bytes `offset` to `offset + length` of the blob; all but the last are 2**20 long."""
 
     k: int

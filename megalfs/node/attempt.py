@@ -12,10 +12,11 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.manifest import Manifest
@@ -58,8 +59,7 @@ class Outcome(Enum):
     STARVED = "starved"
 
 
-@dataclass(slots=True)
-class _Dial:
+class _Dial(Struct):
     """Our efforts to keep one peer in the swarm."""
 
     task: asyncio.Task[None] | None = None

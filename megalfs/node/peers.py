@@ -14,8 +14,9 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from megalfs.core.effects import PeerId
 from megalfs.core.identity import NodeKey
@@ -69,8 +70,7 @@ class SwarmEnd(Protocol):
     def progressed(self, session: Session, size: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class HubOptions:
+class HubOptions(Struct, frozen=True):
     """Who we say we are, and our limits."""
 
     advertise: str = ""
