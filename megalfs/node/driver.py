@@ -32,6 +32,7 @@ from megalfs.net.session import Session
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.webseed import Origin, WebSeedLane
 from megalfs.node.peers import PeerHub
+from megalfs.node.reports import Part
 
 __all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
 
@@ -294,12 +295,8 @@ class SwarmDriver:
         """A DATA header came."""
         self._arriving(PeerId(session.id), first, count)
 
-    def verified(self, session: Session, first: int, count: int) -> None:
-        """Pieces from a node are verified and in the partial."""
-        self.verified_many([(session, first, count)])
-
-    def verified_many(self, parts: Sequence[tuple[Session, int, int]]) -> None:
-        """As `verified`, of all that several lanes brought lately: (session, first, count) each."""
+    def verified_many(self, parts: Sequence[Part]) -> None:
+        """Pieces from nodes are verified and in the partial."""
         for session, first, count in parts:
             session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
         self._verified_many([(PeerId(session.id), first, count) for session, first, count in parts])

@@ -13,7 +13,8 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from msgspec import Struct, field
@@ -44,6 +45,7 @@ from megalfs.net.sinks import Progress, Sink
 from megalfs.net.sockets import SocketOptions, tune
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
+from megalfs.node.reports import Part, Reports
 
 __all__ = ["HubOptions", "PeerHub", "SwarmEnd"]
 
@@ -65,7 +67,7 @@ class SwarmEnd(Protocol):
     def received(self, session: Session, message: SwarmMessage) -> None: ...
     def sink(self) -> Sink | None: ...
     def arriving(self, session: Session, first: int, count: int) -> None: ...
-    def verified(self, session: Session, first: int, count: int) -> None: ...
+    def verified_many(self, parts: Sequence[Part]) -> None: ...
     def corrupt(self, session: Session, pieces: list[int]) -> None: ...
     def progressed(self, session: Session, size: int) -> None: ...
 
@@ -111,6 +113,7 @@ class PeerHub:
         self._banned: dict[bytes, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._dialling: dict[tuple[str, int], asyncio.Task[Session]] = {}
+        self._reports = Reports(self._verified)
         self.is_closed = False
 
     # --- opening and closing -------------------------------------------------------------------------
@@ -350,21 +353,23 @@ class PeerHub:
         lane.start()
 
     def _start_receiving(self, session: Session, sock: socket.socket) -> None:
+        reports = self._reports
+
         def closed(lane: ReceiveLane, error: MegalfsError | None) -> None:
-            self.post(self._lane_ended, session, lane, error)
+            reports.put(partial(self._lane_ended, session, lane, error))
 
         def with_swarm(call: Callable[[SwarmEnd], Callable[..., None]]) -> Callable[..., None]:
-            def posted(manifest_id: ManifestId, *arguments: object) -> None:
-                self.post(self._to_swarm, manifest_id, call, session, *arguments)
+            def report(manifest_id: ManifestId, *arguments: object) -> None:
+                reports.put(partial(self._to_swarm, manifest_id, call, session, *arguments))
 
-            return posted
+            return report
 
         lane = ReceiveLane(
             sock,
             sink_of=self._sink_of,
             arriving=with_swarm(lambda swarm: swarm.arriving),
             progress=Progress(
-                verified=with_swarm(lambda swarm: swarm.verified),
+                verified=lambda manifest_id, *run: reports.verified(manifest_id, session, *run),
                 corrupt=with_swarm(lambda swarm: swarm.corrupt),
                 progressed=with_swarm(lambda swarm: swarm.progressed),
             ),
@@ -378,6 +383,10 @@ class PeerHub:
         swarm = self._find_swarm(manifest_id)
         return None if swarm is None else swarm.sink()
 
+    def _verified(self, manifest_id: ManifestId, parts: list[Part]) -> None:
+        if (swarm := self._find_swarm(manifest_id)) is not None:
+            swarm.verified_many(parts)
+
     def _to_swarm(
         self,
         manifest_id: ManifestId,
@@ -385,8 +394,7 @@ class PeerHub:
         session: Session,
         *arguments: object,
     ) -> None:
-        swarm = self._find_swarm(manifest_id)
-        if swarm is not None:
+        if (swarm := self._find_swarm(manifest_id)) is not None:
             call(swarm)(session, *arguments)
 
     def _lane_ended(self, session: Session, lane: ReceiveLane | SendLane, error: MegalfsError | None) -> None:
