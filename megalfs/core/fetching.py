@@ -13,7 +13,7 @@ from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
 from megalfs.core.picker import depth, pick, run_bytes
-from megalfs.core.session import Flight, PeerKind, Session, Shows
+from megalfs.core.session import GRANTS, NODE, Flight, Session
 from megalfs.core.state import SwarmState
 
 __all__ = ["Counters", "Fetching"]
@@ -83,7 +83,7 @@ class Fetching:
         state = self._state
         granted = sum(flight.is_granted for flight in session.flights)
         count = state.params.credits - session.credit_given - granted
-        if session.shows is Shows.GRANTS and count > 0 and not state.pieces.is_complete:
+        if session.shows is GRANTS and count > 0 and not state.pieces.is_complete:
             session.credit_given += count
             state.send(session, Credit(state.manifest, count))
 
@@ -222,7 +222,7 @@ class Fetching:
         self._state.pieces.ask(run)
         flight = Flight(run, now, is_granted=False, remaining=[run])
         session.flights.append(flight)
-        if session.kind is PeerKind.NODE:  # an origin has no queue, and answers nothing
+        if session.kind is NODE:  # an origin has no queue, and answers nothing
             self._unbegun[flight] = session
         session.last_end = run.end
         self._promise(session, run)
@@ -423,7 +423,7 @@ class Fetching:
 
     def _may_hedge(self, session: Session, run: Run) -> bool:
         # Origins stay the last resort in the endgame too: only for what nobody else could send.
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             return True
         others = (one for one in self._state.sessions.values() if one is not session)
         return not any(one.can_be_asked and one.holds_all(run) for one in others)
