@@ -28,7 +28,12 @@ def test_a_bitfield_is_a_set_of_indexes(data: st.DataObject, size: int) -> None:
     for _ in range(data.draw(st.integers(0, 8))):
         run = data.draw(runs_within(size))
         indexes = set(range(run.first, run.end))
-        if data.draw(st.booleans()):
+        assert field.has_any(*run) == bool(indexes & model)
+        assert field.has_all(*run) == (indexes <= model)
+        if not indexes & model and data.draw(st.booleans()):
+            field.fill(*run)
+            model |= indexes
+        elif data.draw(st.booleans()):
             assert field.add(*run) == len(indexes - model)
             model |= indexes
         else:

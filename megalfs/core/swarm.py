@@ -156,15 +156,22 @@ class Swarm:
         was_complete = pieces.is_complete
         senders: dict[PeerId, Session] = {}
         fresh: list[Run] = []
+        awaited: list[Run] = []
         for peer, first, count in parts:
             run = Run(first, count)
             new = pieces.add(run)
             if peer is not None and (session := sessions.get(peer)) is not None:
                 senders[peer] = session
-                self._fetching.delivered(session, run, size=pieces.bytes_of(run), new=new, now=now)
+                is_settled = self._fetching.delivered(
+                    session, run, size=pieces.bytes_of(run), new=new, now=now
+                )
+            else:
+                is_settled = not pieces.asked(run)
             if new:
                 fresh.append(run)
-        self._fetching.settle(fresh, now)
+                if not is_settled:
+                    awaited.append(run)
+        self._fetching.settle(awaited, now)
         self._news.add(fresh, rate=self._fetching.rate, now=now)
         if pieces.is_complete and not was_complete:
             self._complete(now)
