@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalfs.core.bitfield import Bitfield, Run
@@ -22,6 +22,7 @@ def draw(field: Bitfield) -> str:
     return "".join("x" if bit else " " for bit in field.bits.tolist())
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.data(), SIZES)
 def test_a_bitfield_is_a_set_of_indexes(data: st.DataObject, size: int) -> None:
     field, model = Bitfield(size), set[int]()
