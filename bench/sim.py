@@ -40,7 +40,7 @@ THOUSAND = Large(nodes=1000, pieces=1200, piece_bytes=4 * MIB, block_bytes=MIB, 
 SCALED = Large(nodes=64, pieces=24, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)
 SWARMS = [
     *(SMALL, replace(SMALL, faults=True), replace(SMALL, racks=True)),
-    *(THOUSAND, replace(THOUSAND, faults=True), replace(THOUSAND, pieces=200, racks=True)),
+    *(THOUSAND, replace(THOUSAND, pieces=700, faults=True), replace(THOUSAND, pieces=200, racks=True)),
     *(replace(SCALED, nodes=nodes) for nodes in (64, 250, 1000, 10_000)),
 ]
 
@@ -124,13 +124,17 @@ def simulate(large: Large, seed: int) -> Result:
 def scaling(results: list[Result]) -> str:
     """Cost of a node against N: what grows no faster than log N stays below 1 in the last column."""
     first = results[0]
-    lines = ["cost of a node against N, 64 nodes = 1", "     N  us a node and piece  messages   cost / log N"]
+    lines = [
+        f"cost of a node against N, {first.large.nodes} nodes = 1; each per node and piece",
+        "     N    us  events  messages  cost / log N",
+    ]
     for one in results:
         cost = one.core_cpu_s / one.node_pieces
         growth = cost / (first.core_cpu_s / first.node_pieces)
         logs = math.log2(one.large.nodes) / math.log2(first.large.nodes)
         lines.append(
-            f"{one.large.nodes:6,}  {1e6 * cost:19.0f}  {one.messages / one.node_pieces:8.1f}  {growth / logs:12.2f}"
+            f"{one.large.nodes:6,}  {1e6 * cost:4.0f}  {one.events / one.node_pieces:6.1f}  "
+            f"{one.messages / one.node_pieces:8.1f}  {growth / logs:12.2f}"
         )
     return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalfs.core.bitfield import Bitfield, Run
@@ -22,13 +22,19 @@ def draw(field: Bitfield) -> str:
     return "".join("x" if bit else " " for bit in field.bits.tolist())
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.data(), SIZES)
 def test_a_bitfield_is_a_set_of_indexes(data: st.DataObject, size: int) -> None:
     field, model = Bitfield(size), set[int]()
     for _ in range(data.draw(st.integers(0, 8))):
         run = data.draw(runs_within(size))
         indexes = set(range(run.first, run.end))
-        if data.draw(st.booleans()):
+        assert field.has_any(*run) == bool(indexes & model)
+        assert field.has_all(*run) == (indexes <= model)
+        if not indexes & model and data.draw(st.booleans()):
+            field.fill(*run)
+            model |= indexes
+        elif data.draw(st.booleans()):
             assert field.add(*run) == len(indexes - model)
             model |= indexes
         else:

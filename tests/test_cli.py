@@ -18,6 +18,7 @@ from processes import Done, Megalfs, environment, wait_until
 NewNode = Callable[[str], Megalfs]
 HEAVY = [
     "numpy",
+    "msgspec",
     "aiohttp",
     "cryptography",
     "asyncio",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command
@@ -86,6 +85,8 @@ def _line(blob: Blob, names: list[str]) -> str:
 
 
 def _info(context: Context) -> int:
+    from datetime import UTC, datetime
+
     from megalfs.cli.targets import find_blob, link_of
 
     with context.store(create=False) as store:

@@ -6,23 +6,27 @@ Everything heavy is imported by the command that needs it: `megalfs --version` r
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from megalfs import __version__
 from megalfs.cli import auth, inspect, lfs, publish, pull, repo, serve
 from megalfs.cli.arguments import add_common
-from megalfs.cli.context import Context
 from megalfs.cli.ui import Ui
 from megalfs.errors import MegalfsError, UsageError
 
+if TYPE_CHECKING:
+    from megalfs.cli.context import Context
+
 __all__ = ["entry", "main"]
 
+GC_THRESHOLD = 20_000  # new objects: a pull imports 5 % faster, and a cycle that waits is 2 MB of small ones
 EXIT_UNEXPECTED = 1
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE = 141  # 128 + SIGPIPE: the reader of stdout left
@@ -50,6 +54,8 @@ def entry() -> NoReturn:
     """The console script."""
     # numpy's OpenBLAS would start a thread a core, each with 30 MB of address space, for algebra we never do.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What imports make stays; at the default of 700 new objects the collector looks at it hundreds of times.
+    gc.set_threshold(GC_THRESHOLD, 10, 10)
     sys.exit(main(sys.argv[1:], os.environ))
 
 
@@ -64,6 +70,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if unknown:
             raise UsageError(f"unrecognized arguments: {' '.join(unknown)}", hint=f"{args.prog} --help")
         ui = Ui(is_json=args.json, is_quiet=args.quiet, is_verbose=args.verbose, is_debug=args.debug)
+        from megalfs.cli.context import Context
+
         return _run(args.run, Context(args, environ, ui))
     except MegalfsError as error:
         ui.error(error)

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from msgspec.structs import replace
-
 from megalfs.cli.arguments import (
     add_command,
     add_sharing,
@@ -111,6 +109,8 @@ def _pull(context: Context) -> int:
     if context.args.dry_run:
         return _dry_run(context)
     settings = context.settings()
+    from msgspec.structs import replace
+
     from megalfs.cli.progress import Progress
     from megalfs.cli.running import run_until_signal
     from megalfs.node.api import run_pull

@@ -13,7 +13,7 @@ from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
 from megalfs.core.picker import depth, pick, run_bytes
-from megalfs.core.session import Flight, PeerKind, Session, Shows
+from megalfs.core.session import GRANTS, NODE, Flight, Session
 from megalfs.core.state import SwarmState
 
 __all__ = ["Counters", "Fetching"]
@@ -83,7 +83,7 @@ class Fetching:
         state = self._state
         granted = sum(flight.is_granted for flight in session.flights)
         count = state.params.credits - session.credit_given - granted
-        if session.shows is Shows.GRANTS and count > 0 and not state.pieces.is_complete:
+        if session.shows is GRANTS and count > 0 and not state.pieces.is_complete:
             session.credit_given += count
             state.send(session, Credit(state.manifest, count))
 
@@ -110,10 +110,11 @@ class Fetching:
         self._watch(session, now)
         return True
 
-    def delivered(self, session: Session, run: Run, *, size: int, new: int, now: float) -> None:
+    def delivered(self, session: Session, run: Run, *, size: int, new: int, now: float) -> bool:
         """A run, or part of one, came from this peer and is verified; `new` bytes of it were missing.
 
-        The caller feeds the peer once it has told everybody else.
+        The caller feeds the peer once it has told everybody else. Returns whether the run is settled: nobody
+        else was asked for it.
         """
         session.touched_at = now
         session.failures = 0
@@ -124,14 +125,13 @@ class Fetching:
         session.wasted_bytes += size - new
         self.counters.fetched_bytes += size
         self.counters.duplicate_bytes += size - new
-        self._land(session, run, now)
+        return self._land(session, run, now)
 
     def settle(self, runs: list[Run], now: float) -> None:
-        """The runs are here: whoever else was asked for them need not send them."""
+        """The runs are here: whoever was asked for them need not send them."""
         late: dict[PeerId, Session] = {}
         for run in runs:
-            if self._state.pieces.asked(run):
-                late |= self._cancel_all(run)
+            late |= self._cancel_all(run)
         for session in late.values():  # now that nobody is waited for in vain
             self.feed(session, now)
 
@@ -222,7 +222,7 @@ class Fetching:
         self._state.pieces.ask(run)
         flight = Flight(run, now, is_granted=False, remaining=[run])
         session.flights.append(flight)
-        if session.kind is PeerKind.NODE:  # an origin has no queue, and answers nothing
+        if session.kind is NODE:  # an origin has no queue, and answers nothing
             self._unbegun[flight] = session
         session.last_end = run.end
         self._promise(session, run)
@@ -253,8 +253,8 @@ class Fetching:
         delay = now - flight.asked_at
         session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
 
-    def _land(self, session: Session, run: Run, now: float) -> None:
-        """The run is here, and no longer expected of this peer."""
+    def _land(self, session: Session, run: Run, now: float) -> bool:
+        """The run is here, and no longer expected of this peer; returns whether of nobody else either."""
         first, count = run
         for flight in session.flights:
             head = flight.remaining[0]
@@ -262,15 +262,16 @@ class Fetching:
                 # As lanes bring it, in order, and the only peer asked for it: 3,000 times a second at 3 GB/s.
                 if head.count > count:
                     flight.remaining[0] = Run(first + count, head.count - count)
-                    return
+                    return True
                 del flight.remaining[0]
                 if not flight.remaining:
                     self._forget(session, flight)
                     self._note_end(session, flight, now)
-                return
+                return True
         for flight in [one for one in session.flights if one.run.overlap(run)]:
             if self._take_out(session, flight, run) and not flight.remaining:
                 self._note_end(session, flight, now)
+        return self._state.pieces.asked(run) == 0
 
     def _take_out(self, session: Session, flight: Flight, run: Run) -> list[Run]:
         """What of the run this flight was to bring is no longer expected of it."""
@@ -423,7 +424,7 @@ class Fetching:
 
     def _may_hedge(self, session: Session, run: Run) -> bool:
         # Origins stay the last resort in the endgame too: only for what nobody else could send.
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             return True
         others = (one for one in self._state.sessions.values() if one is not session)
         return not any(one.can_be_asked and one.holds_all(run) for one in others)

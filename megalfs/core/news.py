@@ -8,7 +8,7 @@ from megalfs.core.effects import Send
 from megalfs.core.messages import HaveRuns, Lost
 from megalfs.core.meter import Meter
 from megalfs.core.picker import relay_bytes_max
-from megalfs.core.session import Session, Shows
+from megalfs.core.session import ALL, SOME, Session
 from megalfs.core.state import SwarmState
 
 __all__ = ["News"]
@@ -82,8 +82,8 @@ class News:
             return
         messages, is_short = self._batches(runs), len(runs) <= SUPPRESS_RUNS_MAX
         for session in self._state.nodes():
-            if (session.shows is Shows.ALL) is to_seeders:
-                may_know = is_short and session.shows is Shows.SOME
+            if (session.shows is ALL) is to_seeders:
+                may_know = is_short and session.shows is SOME
                 for message in self._needed(messages[0], session) if may_know else messages:
                     self._state.effects.append(Send(session.peer, message))
 

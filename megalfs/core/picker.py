@@ -9,6 +9,7 @@ offers, and an origin only for what no peer can give.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from random import Random
 
 import numpy as np
@@ -21,9 +22,10 @@ from megalfs.core.state import SwarmState
 
 __all__ = ["depth", "pick", "relay_bytes_max", "run_bytes"]
 
-WINDOW = 4096
-"""Pieces compared for rarity at a time, 20 us: 1 GiB whole. A bigger blob is sampled; its rarity is spread
-evenly, and exactness over 560,000 pieces would cost 2 ms a decision."""
+WHOLE_MAX = 4096
+"""Pieces all compared for rarity, in 20 us: 1 GiB. Exactness over 560,000 pieces would cost 2 ms a decision."""
+SAMPLES = (1024, 16 * 1024)
+"""Of a bigger blob, whose rarity is spread evenly: so many pieces at a random place; more if none of them will do."""
 
 COPIES_MAX = np.uint16(0xFFFF)  # stands for a piece that may not be asked for; no swarm has so many peers
 
@@ -92,22 +94,27 @@ def _candidates(state: SwarmState, session: Session, low: int, high: int, now: f
 
 def _rarest(state: SwarmState, session: Session, size: int, now: float) -> Run | None:
     pieces, availability, rng = state.pieces, state.availability, state.rng
-    low, high = 0, pieces.count
-    if high > WINDOW:
-        low = rng.randrange(high - WINDOW + 1)
-        high = low + WINDOW
-    bits = _candidates(state, session, low, high, now)
-    if not np.count_nonzero(bits):
-        if high - low == pieces.count:
-            return None
-        low, bits = 0, _candidates(state, session, 0, pieces.count, now)
-        if not np.count_nonzero(bits):
-            return None
-    # Without a branch: numpy's `where` takes twice as long.
-    copies = availability.counts(low, low + len(bits), tier=session.tier) | ~bits * COPIES_MAX
-    rarest = (copies == copies[copies.argmin()]).nonzero()[0]
+    for low, high in _windows(pieces.count, rng):
+        bits = _candidates(state, session, low, high, now)
+        # Without a branch: numpy's `where` takes twice as long.
+        copies = availability.counts(low, high, tier=session.tier) | ~bits * COPIES_MAX
+        fewest = copies[copies.argmin()]
+        if fewest != COPIES_MAX:
+            break
+    else:
+        return None
+    rarest = (copies == fewest).nonzero()[0]
     at = int(rarest[_draw(rng, len(rarest), from_end=state.params.from_end)])
     return _forward(pieces, bits, _aligned(pieces, bits, at, low, size), low, size)
+
+
+def _windows(count: int, rng: Random) -> Iterator[tuple[int, int]]:
+    """Where to look, one place after the other: whole, or samples of growing size."""
+    for size in SAMPLES if count > WHOLE_MAX else ():
+        if size < count:
+            low = rng.randrange(count - size + 1)
+            yield low, low + size
+    yield 0, count
 
 
 def _aligned(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> int:

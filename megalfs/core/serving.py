@@ -8,7 +8,7 @@ from megalfs.core.grants import Grants
 from megalfs.core.messages import Granting, HaveAll, Reject, RejectReason
 from megalfs.core.meter import Meter
 from megalfs.core.picker import relay_bytes_max
-from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.core.session import NODE, NOTHING, Session
 from megalfs.core.state import SwarmState
 from megalfs.core.uploads import Uploads
 
@@ -144,7 +144,7 @@ class Serving:
     def _turn_granting(self) -> None:
         self.is_granting = not self.is_granting
         for session in self._state.nodes():
-            if session.shows is not Shows.NOTHING:  # strangers are answered when they have spoken
+            if session.shows is not NOTHING:  # strangers are answered when they have spoken
                 self.reveal(session)
 
     def _per_peer(self) -> int:
@@ -203,7 +203,7 @@ class Serving:
         return max(params.spread_s_min, 2 * self._state.leechers * self._uploads.mean_s)
 
     def _reject(self, session: Session, run: Run, reason: RejectReason, *, weight: int = 1) -> None:
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             self._state.send(session, Reject(self._state.manifest, run.first, run.count, reason))
             self._state.strike(session, weight, "asks for what it cannot have")
 

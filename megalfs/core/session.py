@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 from msgspec import Struct, field
 
@@ -12,7 +13,7 @@ from megalfs.core.effects import PeerId
 from megalfs.core.meter import Meter
 from megalfs.core.topology import Tier
 
-__all__ = ["Flight", "PeerKind", "Promise", "Session", "Shows"]
+__all__ = ["ALL", "GRANTS", "NODE", "NOTHING", "SOME", "Flight", "PeerKind", "Promise", "Session", "Shows"]
 
 CANCELLED_MAX = 32  # runs a peer may still be sending after we changed our mind
 
@@ -31,6 +32,15 @@ class Shows(Enum):
     SOME = "some pieces"
     ALL = "every piece"
     GRANTS = "every piece, but it chooses what to send"
+
+
+# The scheduler compares with these hundreds of thousands of times a second at 3 GB/s: Python 3.11 finds a global
+# in 0.01 us, where a member of an Enum goes through a property and takes 0.17.
+NODE: Final = PeerKind.NODE
+NOTHING: Final = Shows.NOTHING
+SOME: Final = Shows.SOME
+ALL: Final = Shows.ALL
+GRANTS: Final = Shows.GRANTS
 
 
 class Flight(Struct, eq=False):
@@ -104,7 +114,7 @@ class Session(Struct, eq=False):
     @property
     def is_leecher(self) -> bool:
         """Whether it is known to lack something."""
-        return self.shows is Shows.SOME
+        return self.shows is SOME
 
     @property
     def is_paused(self) -> bool:
@@ -114,13 +124,13 @@ class Session(Struct, eq=False):
     @property
     def can_be_asked(self) -> bool:
         """Whether a run may be requested of it at all."""
-        return self.shows in (Shows.SOME, Shows.ALL) and self.paused_until is None
+        return self.paused_until is None and (self.shows is SOME or self.shows is ALL)
 
     def holds_all(self, run: Run) -> bool:
         """Whether it can be asked for the whole run."""
         if self.holds is not None:
             return self.holds.has_all(run.first, run.count)
-        return self.shows is Shows.ALL
+        return self.shows is ALL
 
     def flight_around(self, run: Run) -> Flight | None:
         """The flight that this run is all or part of."""

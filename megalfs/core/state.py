@@ -15,7 +15,7 @@ from megalfs.core.messages import SwarmMessage
 from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
 from megalfs.core.promises import Promises
-from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.core.session import ALL, GRANTS, NODE, SOME, Session, Shows
 from megalfs.core.topology import Tier
 from megalfs.errors import RemoteProtocolError
 
@@ -41,12 +41,12 @@ class SwarmState(Struct, eq=False):
 
     def send(self, session: Session, message: SwarmMessage) -> None:
         """Says something to a node; origins hear nothing."""
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             self.effects.append(Send(session.peer, message))
 
     def nodes(self) -> list[Session]:
         """The sessions that hear messages."""
-        return [session for session in self.sessions.values() if session.kind is PeerKind.NODE]
+        return [session for session in self.sessions.values() if session.kind is NODE]
 
     def has_leecher_nearer(self, tier: Tier) -> bool:
         """Whether a leecher is cheaper to us than that."""
@@ -92,14 +92,14 @@ class SwarmState(Struct, eq=False):
     def meet(self, session: Session) -> None:
         """A peer takes part from now on."""
         self.sessions[session.peer] = session
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             self.gateways.joined(session.tier, session.instance)
 
     def forget(self, session: Session) -> None:
         """The peer is gone."""
         self._count_out(session)
         self.promises.forget(session)
-        if session.kind is PeerKind.NODE:
+        if session.kind is NODE:
             self.gateways.left(session.tier, session.instance)
         del self.sessions[session.peer]
 
@@ -125,13 +125,13 @@ class SwarmState(Struct, eq=False):
             if not session.is_paused:
                 self.availability.gain(session.tier, run.first, new)
         if holds.is_full:
-            self.show(session, Shows.ALL)
+            self.show(session, ALL)
         return True
 
     def lose(self, session: Session, run: Run) -> None:
         """A peer no longer holds a run."""
-        if session.shows is Shows.ALL:
-            self.show(session, Shows.SOME, Bitfield.full(self.pieces.count))
+        if session.shows is ALL:
+            self.show(session, SOME, Bitfield.full(self.pieces.count))
         holds = session.holds
         if holds is None:
             return
@@ -158,9 +158,9 @@ class SwarmState(Struct, eq=False):
             return
         if session.holds is not None:
             self.availability.add_holder(session.tier, session.holds.bits)
-        elif session.shows is Shows.ALL:
+        elif session.shows is ALL:
             self.availability.add_full(session.tier)
-        elif session.shows is Shows.GRANTS:
+        elif session.shows is GRANTS:
             self.availability.add_granter(session.tier)
 
     def _count_out(self, session: Session) -> None:
@@ -171,7 +171,7 @@ class SwarmState(Struct, eq=False):
             return
         if session.holds is not None:
             self.availability.remove_holder(session.tier, session.holds.bits)
-        elif session.shows is Shows.ALL:
+        elif session.shows is ALL:
             self.availability.remove_full(session.tier)
-        elif session.shows is Shows.GRANTS:
+        elif session.shows is GRANTS:
             self.availability.remove_granter(session.tier)

@@ -40,7 +40,7 @@ from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Lengths, Pieces
 from megalfs.core.promises import Promises
 from megalfs.core.serving import Serving
-from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.core.session import ALL, GRANTS, NOTHING, SOME, PeerKind, Session, Shows
 from megalfs.core.state import SwarmState
 from megalfs.core.status import AvailabilitySummary, PeerStatus
 from megalfs.core.topology import Tier
@@ -91,7 +91,7 @@ class Swarm:
         session = Session(peer, kind, tier, instance, down=Meter(now), up=Meter(now), touched_at=now)
         self._state.meet(session)
         if kind is PeerKind.ORIGIN:
-            self._state.show(session, Shows.ALL)
+            self._state.show(session, ALL)
             self._fetching.feed(session, now)
         elif not self._state.pieces.is_complete:
             self._news.introduce(session)
@@ -156,15 +156,22 @@ class Swarm:
         was_complete = pieces.is_complete
         senders: dict[PeerId, Session] = {}
         fresh: list[Run] = []
+        awaited: list[Run] = []
         for peer, first, count in parts:
             run = Run(first, count)
             new = pieces.add(run)
             if peer is not None and (session := sessions.get(peer)) is not None:
                 senders[peer] = session
-                self._fetching.delivered(session, run, size=pieces.bytes_of(run), new=new, now=now)
+                is_settled = self._fetching.delivered(
+                    session, run, size=pieces.bytes_of(run), new=new, now=now
+                )
+            else:
+                is_settled = not pieces.asked(run)
             if new:
                 fresh.append(run)
-        self._fetching.settle(fresh, now)
+                if not is_settled:
+                    awaited.append(run)
+        self._fetching.settle(awaited, now)
         self._news.add(fresh, rate=self._fetching.rate, now=now)
         if pieces.is_complete and not was_complete:
             self._complete(now)
@@ -318,9 +325,9 @@ class Swarm:
             case Reject(first=first, count=count, reason=reason):
                 self._heard_reject(session, self._state.check(first, count), reason, now)
             case HaveAll():
-                self._heard_state(session, Shows.ALL, now)
+                self._heard_state(session, ALL, now)
             case Granting():
-                self._heard_state(session, Shows.GRANTS, now)
+                self._heard_state(session, GRANTS, now)
             case Expecting(runs=runs):
                 for run in runs:
                     self._state.promise(session, self._state.check_run(run), now)
@@ -335,18 +342,18 @@ class Swarm:
         for run in runs:
             self._state.check_run(run)
         was = session.shows
-        if was in (Shows.NOTHING, Shows.GRANTS):
+        if was is NOTHING or was is GRANTS:
             session.end_credit()
-            self._state.show(session, Shows.SOME, Bitfield(self._state.pieces.count))
+            self._state.show(session, SOME, Bitfield(self._state.pieces.count))
         pieces = self._state.pieces
         is_news, is_wanted = not runs, False
         for run in runs:
-            if session.shows is Shows.SOME and self._state.gain(session, run):
+            if session.shows is SOME and self._state.gain(session, run):
                 is_news = True
                 is_wanted = is_wanted or pieces.wants(run)
                 self._serving.announced(session, run, now)
         if session.shows is not was:
-            self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
+            self._serving.introduced(now, stranger=session if was is NOTHING else None)
         elif not is_news:
             self._state.strike(session, STALE_WEIGHT, "says nothing new")
         elif self._serving.is_granting:
@@ -363,7 +370,7 @@ class Swarm:
         self._news.flush(now=now, everything=True)
         session.end_credit()
         self._state.show(session, shows)
-        self._serving.introduced(now, stranger=session if was is Shows.NOTHING else None)
+        self._serving.introduced(now, stranger=session if was is NOTHING else None)
         self._fetching.give_credit(session)
         self._fetching.feed(session, now)
 
@@ -405,7 +412,7 @@ class Swarm:
 
     def _status(self, session: Session, now: float) -> PeerStatus:
         holds = session.holds
-        count = self._state.pieces.count if session.shows in (Shows.ALL, Shows.GRANTS) else 0
+        count = self._state.pieces.count if session.shows in (ALL, GRANTS) else 0
         return PeerStatus(
             peer=session.peer,
             kind=session.kind,
