@@ -34,7 +34,7 @@ from types import MappingProxyType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from common import machine, make_model, table
+from common import machine, make_model, table, touch_free_memory
 from pull_rivals import Rival, rivals
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -226,7 +226,7 @@ def main() -> None:
         others = list(rivals(directory, model))
         try:
             contenders = [rival_contender(rival) for rival in others] + ours.contenders()
-            run_rounds(contenders, directory / "out.bin", args.rounds)
+            run_rounds(contenders, directory / "out.bin", args.rounds, size=model.stat().st_size)
             waits = [ours.pull(directory / "out.bin", seeders=1, is_small=True) for _ in range(5)]
         finally:
             ours.close()
@@ -269,10 +269,11 @@ def rival_contender(rival: Rival) -> Contender:
     return Contender(rival.name, run)
 
 
-def run_rounds(contenders: list[Contender], out: Path, rounds: int) -> None:
-    """Everybody once a round, and once before that is not counted."""
+def run_rounds(contenders: list[Contender], out: Path, rounds: int, *, size: int) -> None:
+    """Everybody once a round, and once before that is not counted; each finds memory for `size` bytes."""
     for number in range(-1, rounds):
         for contender in contenders:
+            touch_free_memory(out.parent, size + size // 2)
             timing = contender.run(out)
             if number >= 0:
                 contender.timings.append(timing)

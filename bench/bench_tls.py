@@ -97,7 +97,7 @@ def main() -> None:
             Contender("megalfs, SHA-256 proof, https", partial(node.pull_secure, is_trusted=False)),
         ]
         try:
-            run_rounds(contenders, directory / "out.bin", args.rounds)
+            run_rounds(contenders, directory / "out.bin", args.rounds, size=model.stat().st_size)
         finally:
             node.close()
         print(machine())

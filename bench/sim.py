@@ -34,7 +34,7 @@ from sim.large import RATE, Large, LargeWorld  # noqa: E402 - the path comes fir
 
 MIB = 1 << 20
 SMALL = Large(nodes=64, pieces=800, piece_bytes=MIB, block_bytes=MIB // 4, peers=20)
-THOUSAND = Large(nodes=1000, pieces=700, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
+THOUSAND = Large(nodes=1000, pieces=1200, piece_bytes=4 * MIB, block_bytes=MIB, peers=20)
 # Equal but for N, so that the cost of one node can be compared. Ten thousand cannot afford more pieces; with
 # so few of them the start and the end of a broadcast weigh much, and efficiency is low at every N.
 SCALED = Large(nodes=64, pieces=24, piece_bytes=4 * MIB, block_bytes=MIB, peers=12, faults=True)

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from msgspec import Struct
 
 from megalfs.errors import ConfigError, UsageError
 
@@ -206,67 +207,99 @@ def _node_address(text: str) -> NodeAddress:
     return NodeAddress.parse(text)
 
 
-def _by(read: Callable[[object], object]) -> dict[str, Callable[[object], object]]:
-    return {"read": read}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(Struct, frozen=True, kw_only=True):
     """What can be set. Rates in bytes per second, durations in seconds; None is no limit, or not set."""
 
     # Where we are found, and whom we ask.
-    listen: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
-    advertise: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
-    tls_listen: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
-    tls_cert: str = field(default="", metadata=_by(_text))
-    tls_key: str = field(default="", metadata=_by(_text))
-    share: bool = field(default=True, metadata=_by(_bool))
-    discover: bool = field(default=True, metadata=_by(_bool))
-    trackers: tuple[str, ...] = field(default=(), metadata=_by(_list(_url)))
-    peers: tuple[HostPort, ...] = field(default=(), metadata=_by(_list(_host_port)))
-    origins: tuple[str, ...] = field(default=(), metadata=_by(_list(_url)))
-    announce_interval_s: float = field(default=60.0, metadata=_by(_duration))
+    listen: HostPort | None = None
+    advertise: HostPort | None = None
+    tls_listen: HostPort | None = None
+    tls_cert: str = ""
+    tls_key: str = ""
+    share: bool = True
+    discover: bool = True
+    trackers: tuple[str, ...] = ()
+    peers: tuple[HostPort, ...] = ()
+    origins: tuple[str, ...] = ()
+    announce_interval_s: float = 60.0
 
     # The peer-to-peer layer, and repositories.
-    addr: HostPort | None = field(default=None, metadata=_by(_optional(_host_port)))
-    alias: str = field(default="", metadata=_by(_word))
-    bootstrap_nodes: tuple[NodeAddress, ...] = field(default=(), metadata=_by(_list(_node_address)))
-    gossip_interval_s: float = field(default=10.0, metadata=_by(_duration))
-    gossip_ttl: int = field(default=16, metadata=_by(_count(1, 64)))
-    gossip_seen_s: float = field(default=300.0, metadata=_by(_duration))
-    sync_interval_s: float = field(default=60.0, metadata=_by(_duration))
-    sync_bytes_max: int = field(default=10_000_000_000, metadata=_by(_bytes))
-    sync_lfs_bytes_max: int = field(default=1_000_000_000, metadata=_by(_bytes))
+    addr: HostPort | None = None
+    alias: str = ""
+    bootstrap_nodes: tuple[NodeAddress, ...] = ()
+    gossip_interval_s: float = 10.0
+    gossip_ttl: int = 16
+    gossip_seen_s: float = 300.0
+    sync_interval_s: float = 60.0
+    sync_bytes_max: int = 10_000_000_000
+    sync_lfs_bytes_max: int = 1_000_000_000
 
     # Whom we believe, and who may ask us.
-    trusted_keys: frozenset[NodeKey] = field(default=frozenset(), metadata=_by(_list(_key, frozenset)))
-    allow_keys: frozenset[NodeKey] = field(default=frozenset(), metadata=_by(_list(_key, frozenset)))
-    proof: Proof = field(default="auto", metadata=_by(_one_of(*get_args(Proof))))
+    trusted_keys: frozenset[NodeKey] = frozenset()
+    allow_keys: frozenset[NodeKey] = frozenset()
+    proof: Proof = "auto"
 
     # Where we stand.
-    host: str = field(default="", metadata=_by(_word))
-    rack: str = field(default="", metadata=_by(_word))
-    zone: str = field(default="", metadata=_by(_word))
+    host: str = ""
+    rack: str = ""
+    zone: str = ""
 
     # How much.
-    limit_up: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_down: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_up_rack: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_up_zone: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_up_far: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_down_rack: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_down_zone: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_down_far: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    limit_down_origin: int | None = field(default=None, metadata=_by(_optional(parse_rate)))
-    connections_max: int = field(default=256, metadata=_by(_count(1, 65536)))
-    upload_slots: int = field(default=8, metadata=_by(_count(0, 1024)))
-    manifest_switch_s: float = field(default=30.0, metadata=_by(_duration))
-    congestion: str = field(default="", metadata=_by(_word))
+    limit_up: int | None = None
+    limit_down: int | None = None
+    limit_up_rack: int | None = None
+    limit_up_zone: int | None = None
+    limit_up_far: int | None = None
+    limit_down_rack: int | None = None
+    limit_down_zone: int | None = None
+    limit_down_far: int | None = None
+    limit_down_origin: int | None = None
+    connections_max: int = 256
+    upload_slots: int = 8
+    manifest_switch_s: float = 30.0
+    congestion: str = ""
 
     # On disk.
-    link: LinkMode = field(default="auto", metadata=_by(_one_of(*get_args(LinkMode))))
-    durable: bool = field(default=True, metadata=_by(_bool))
-    kernel: str = field(default="", metadata=_by(_word))
+    link: LinkMode = "auto"
+    durable: bool = True
+    kernel: str = ""
+
+
+# How each key is read, from a file or a variable.
+_READERS: dict[str, Callable[[object], object]] = {
+    **dict.fromkeys(("listen", "advertise", "tls_listen", "addr"), _optional(_host_port)),
+    **dict.fromkeys(("tls_cert", "tls_key"), _text),
+    **dict.fromkeys(("share", "discover", "durable"), _bool),
+    **dict.fromkeys(("trackers", "origins"), _list(_url)),
+    "peers": _list(_host_port),
+    **dict.fromkeys(
+        ("announce_interval_s", "gossip_interval_s", "gossip_seen_s", "sync_interval_s", "manifest_switch_s"),
+        _duration,
+    ),
+    **dict.fromkeys(("alias", "host", "rack", "zone", "congestion", "kernel"), _word),
+    "bootstrap_nodes": _list(_node_address),
+    "gossip_ttl": _count(1, 64),
+    **dict.fromkeys(("sync_bytes_max", "sync_lfs_bytes_max"), _bytes),
+    **dict.fromkeys(("trusted_keys", "allow_keys"), _list(_key, frozenset)),
+    "proof": _one_of(*get_args(Proof)),
+    **dict.fromkeys(
+        (
+            "limit_up",
+            "limit_down",
+            "limit_up_rack",
+            "limit_up_zone",
+            "limit_up_far",
+            "limit_down_rack",
+            "limit_down_zone",
+            "limit_down_far",
+            "limit_down_origin",
+        ),
+        _optional(parse_rate),
+    ),
+    "connections_max": _count(1, 65536),
+    "upload_slots": _count(0, 1024),
+    "link": _one_of(*get_args(LinkMode)),
+}
 
 
 def config_files(environ: Mapping[str, str]) -> tuple[Path, Path]:
@@ -291,20 +324,19 @@ def load(
     Raises:
         ConfigError: an unknown key or a bad value; the line names the file or the variable.
     """
-    readers = {entry.name: entry.metadata["read"] for entry in fields(Settings)}
     values: dict[str, object] = {}
     for path in reversed(files if files is not None else config_files(environ)):
-        values |= _read_file(path, readers)
-    for name, read in readers.items():
+        values |= _read_file(path)
+    for name, read in _READERS.items():
         variable = f"MEGALFS_{name.upper()}"
         if variable in environ:
             values[name] = _read_value(variable, environ[variable], read)
     given = {name: value for name, value in flags.items() if value is not None}
-    assert not set(given) - set(readers), f"no such settings: {set(given) - set(readers)}"
+    assert not given.keys() - _READERS.keys(), f"no such settings: {given.keys() - _READERS.keys()}"
     return Settings(**(values | given))  # type: ignore[arg-type]  # each was made by its field's reader
 
 
-def _read_file(path: Path, readers: Mapping[str, Callable[[object], object]]) -> dict[str, object]:
+def _read_file(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > CONFIG_BYTES_MAX:
             raise ConfigError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
@@ -319,10 +351,10 @@ def _read_file(path: Path, readers: Mapping[str, Callable[[object], object]]) ->
         document = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from error
-    unknown = sorted(set(document) - set(readers))
+    unknown = sorted(document.keys() - _READERS.keys())
     if unknown:
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}", hint="configs/node.toml lists every key")
-    return {name: _read_value(f"{path}: {name}", value, readers[name]) for name, value in document.items()}
+    return {name: _read_value(f"{path}: {name}", value, _READERS[name]) for name, value in document.items()}
 
 
 def _read_value(where: str, value: object, read: Callable[[object], object]) -> object:

@@ -40,6 +40,7 @@ __all__ = [
     "sha256",
     "sha256_many",
     "verify_chunks",
+    "verify_file_links",
     "verify_links",
     "verify_segments",
 ]
@@ -226,6 +227,35 @@ def verify_links(
     if _is_reference("sha256", kernel):
         return reference.verify_links(buffer, before, after)
     return _kernels.verify_links(buffer, before, after, kernel)
+
+
+def verify_file_links(
+    fd: int,
+    size: int,
+    offsets: BufferLike,
+    before: BufferLike,
+    after: BufferLike,
+    *,
+    kernel: str | None = None,
+) -> list[int]:
+    """As `verify_links`, for segments of an open file, read in slices that stay in the cache.
+
+    The segment that ends the file may be short, and what stands behind it is the SHA-256 of the file.
+
+    Args:
+        size: bytes of the whole file, which end its last segment.
+        offsets: where each segment starts: uint64 (an array or little-endian bytes), multiples of
+            `SEGMENT_BYTES` below `size`; 0 in an empty file.
+        before: the state in front of each segment, `INITIAL_STATE` at 0.
+        after: the state behind each.
+
+    Raises:
+        OSError: a segment cannot be read; ENODATA if the file is shorter than `size`.
+        ValueError: an offset where no segment starts, or not one state for each.
+    """
+    if _is_reference("sha256", kernel):
+        return reference.verify_file_links(fd, size, offsets, before, after)
+    return _kernels.verify_file_links(fd, size, offsets, before, after, kernel)
 
 
 def finish_segment(

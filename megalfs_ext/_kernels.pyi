@@ -28,6 +28,15 @@ def verify_chunks(
 def verify_links(
     buffer: BufferLike, before: BufferLike, after: BufferLike, kernel: str | None, /
 ) -> list[int]: ...
+def verify_file_links(
+    fd: int,
+    size: int,
+    offsets: BufferLike,
+    before: BufferLike,
+    after: BufferLike,
+    kernel: str | None,
+    /,
+) -> list[int]: ...
 def sha256_finish(state: BufferLike, tail: BufferLike, total: int, kernel: str | None, /) -> bytes: ...
 def chain_update(
     state: BufferLike,

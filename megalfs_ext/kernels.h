@@ -169,6 +169,11 @@ void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t coun
 /* failed[k] = 1 where segment k does not take state k of `before` to state k of `after`.  */
 void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
                      const uint8_t *after, uint8_t *failed);
+/* The same of a file of `size` bytes: segment k starts at offset k of `offsets` (u64, multiples of SHA256_SEGMENT
+ * below `size`, or 0). The one that ends the file takes its state to the digest of the file. Returns 0 or what
+ * errno was; ENODATA where the file is shorter.  */
+int sha256_file_segments(const sha256_kernel *kernel, int fd, uint64_t size, const uint8_t *offsets,
+                         size_t count, const uint8_t *before, const uint8_t *after, uint8_t *failed);
 
 typedef struct {
     uint32_t state[8];

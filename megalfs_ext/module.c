@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 
+#include <errno.h>
 #include <stdlib.h>
 
 /* Below this a call ends before another thread would have started (hashlib's HASHLIB_GIL_MINSIZE).  */
@@ -413,6 +414,74 @@ exit:
     return result;
 }
 
+/* Offsets of segments: little-endian u64, each a multiple of the segment inside the file.  */
+static int check_offsets(const Py_buffer *offsets, uint64_t size)
+{
+    if (offsets->len % 8 != 0 || (offsets->itemsize != 1 && offsets->itemsize != 8)) {
+        PyErr_SetString(PyExc_ValueError, "offsets must be uint64 values");
+        return -1;
+    }
+    for (size_t i = 0; i < (size_t)offsets->len / 8; i++) {
+        uint64_t offset = load_le64((const uint8_t *)offsets->buf + 8 * i);
+        if (offset % SHA256_SEGMENT != 0 || (offset && offset >= size)) {
+            PyErr_Format(PyExc_ValueError, "offset %zu is %llu: no segment of a file of %llu bytes starts there",
+                         i, (unsigned long long)offset, (unsigned long long)size);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *py_verify_file_links(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *result = NULL;
+    Py_buffer offsets = {0}, before = {0}, after = {0};
+    uint8_t *failed = NULL;
+    size_t index, count;
+    int fd, error;
+    long long size;
+    const char *name;
+    if (!PyArg_ParseTuple(arguments, "iLy*y*y*z:verify_file_links", &fd, &size, &offsets, &before, &after,
+                          &name)) {
+        return NULL;
+    }
+    if (find_kernel(STAGE_SHA256, name, &index) < 0) {
+        goto exit;
+    }
+    if (size < 0 || size >= SHA256_BYTES_END) {
+        PyErr_Format(PyExc_ValueError, "no file has %lld bytes", size);
+        goto exit;
+    }
+    count = (size_t)offsets.len / 8;
+    if (check_offsets(&offsets, (uint64_t)size) < 0 ||
+        need_size(&before, count * SHA256_DIGEST, "states before") < 0 ||
+        need_size(&after, count * SHA256_DIGEST, "states after") < 0) {
+        goto exit;
+    }
+    failed = calloc(count + 1, 1);
+    if (!failed) {
+        PyErr_NoMemory();
+        goto exit;
+    }
+    PyThreadState *saved = PyEval_SaveThread();
+    error = sha256_file_segments(&SHA256_KERNELS[index], fd, (uint64_t)size, offsets.buf, count, before.buf,
+                                 after.buf, failed);
+    PyEval_RestoreThread(saved);
+    if (error) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        goto exit;
+    }
+    result = list_of_failed(failed, count);
+exit:
+    free(failed);
+    PyBuffer_Release(&after);
+    PyBuffer_Release(&before);
+    PyBuffer_Release(&offsets);
+    return result;
+}
+
 static PyObject *py_sha256_finish(PyObject *module, PyObject *arguments)
 {
     (void)module;
@@ -551,6 +620,7 @@ static PyMethodDef METHODS[] = {
     {"sha256_many", py_sha256_many, METH_VARARGS, NULL},
     {"verify_chunks", py_verify_chunks, METH_VARARGS, NULL},
     {"verify_links", py_verify_links, METH_VARARGS, NULL},
+    {"verify_file_links", py_verify_file_links, METH_VARARGS, NULL},
     {"sha256_finish", py_sha256_finish, METH_VARARGS, NULL},
     {"chain_update", py_chain_update, METH_VARARGS, NULL},
     {"chunk_share", py_chunk_share, METH_VARARGS, NULL},

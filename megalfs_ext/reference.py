@@ -7,8 +7,11 @@ fastcdc-rs) in its one-byte form; SHA-256 states are FIPS 180-4; digests come fr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import os
+import struct
 from typing import TYPE_CHECKING
 
 from megalfs_ext._buffers import view_of
@@ -30,6 +33,7 @@ __all__ = [
     "sha256_finish",
     "sha256_many",
     "verify_chunks",
+    "verify_file_links",
     "verify_links",
 ]
 
@@ -233,6 +237,36 @@ def verify_links(buffer: BufferLike, before: BufferLike, after: BufferLike) -> l
         if _run(starts[32 * k : 32 * k + 32], view[k * SEGMENT_BYTES : (k + 1) * SEGMENT_BYTES])
         != stops[32 * k : 32 * k + 32]
     ]
+
+
+def verify_file_links(
+    fd: int, size: int, offsets: BufferLike, before: BufferLike, after: BufferLike
+) -> list[int]:
+    """As `verify_links`, of a file of `size` bytes; behind its last segment stands its digest."""
+    raw = view_of(offsets)
+    if raw.nbytes % 8 or raw.itemsize not in (1, 8):
+        raise ValueError("offsets must be uint64 values")
+    if not 0 <= size < 1 << 61:
+        raise ValueError(f"no file has {size} bytes")
+    places = struct.unpack(f"<{raw.nbytes // 8}Q", raw)
+    starts, stops = (
+        _sized(before, 4 * raw.nbytes, "states before"),
+        _sized(after, 4 * raw.nbytes, "states after"),
+    )
+    for i, offset in enumerate(places):
+        if offset % SEGMENT_BYTES or offset >= max(size, 1):
+            raise ValueError(f"offset {i} is {offset}: no segment of a file of {size} bytes starts there")
+    failed = []
+    for k, offset in enumerate(places):
+        segment = os.pread(fd, min(SEGMENT_BYTES, size - offset), offset)
+        if len(segment) < min(SEGMENT_BYTES, size - offset):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        state = starts[32 * k : 32 * k + 32]
+        is_last = offset + len(segment) == size
+        reached = sha256_finish(state, segment, size) if is_last else _run(state, memoryview(segment))
+        if reached != stops[32 * k : 32 * k + 32]:
+            failed.append(k)
+    return failed
 
 
 def sha256_finish(state: BufferLike, tail: BufferLike, total: int) -> bytes:

@@ -4,23 +4,9 @@
  * chain in the same loop is nearly free (two streams 1.02 cycles a byte, one 2.02: cdc.md 3); a kernel may run
  * sixteen at once. A lane is a state and a run of whole blocks; when the run is used up, `next` gives it another
  * or ends it. Which chains share the loop - chunks, segments, or the file and its chunks - is all that differs.  */
-#include "kernels.h"
+#include "sha256_lane.h"
 
 #include <stdlib.h>
-
-typedef struct lane lane;
-struct lane {
-    uint32_t state[8];
-    const uint8_t *blocks;
-    size_t count;
-    bool (*next)(lane *self); /* false: nothing left */
-    void *owner;
-    size_t index;   /* what the lane works on now, in the owner's terms */
-    slice rest;     /* of the message: bytes behind the current run */
-    uint64_t total; /* size of the message, for its padding */
-    bool is_padded;
-    uint8_t block[2 * SHA256_BLOCK];
-};
 
 void sha256_load(uint32_t state[8], const uint8_t *bytes)
 {
@@ -72,12 +58,12 @@ typedef struct {
     const uint8_t *blocks[SHA256_LANES];
 } busy_lanes;
 
-static void start_lanes(busy_lanes *busy, lane *lanes, size_t count)
+static void start_lanes(busy_lanes *busy, lane *const *lanes, size_t count)
 {
     *busy = (busy_lanes){0};
     for (size_t i = 0; i < count; i++) {
-        if (lanes[i].next(&lanes[i])) {
-            busy->lanes[busy->count++] = &lanes[i];
+        if (lanes[i]->next(lanes[i])) {
+            busy->lanes[busy->count++] = lanes[i];
         }
     }
 }
@@ -124,7 +110,7 @@ static void finish_lanes(const sha256_kernel *kernel, busy_lanes *busy)
     }
 }
 
-static void run_lanes(const sha256_kernel *kernel, lane *lanes, size_t count)
+void sha256_run_lanes(const sha256_kernel *kernel, lane *const *lanes, size_t count)
 {
     busy_lanes busy;
     start_lanes(&busy, lanes, count);
@@ -132,7 +118,7 @@ static void run_lanes(const sha256_kernel *kernel, lane *lanes, size_t count)
 }
 
 /* The lane `file` at its full speed to its end, with the others beside it; then what is left of those.  */
-static void run_beside(const sha256_kernel *kernel, lane *file, lane *lanes, size_t count)
+static void run_beside(const sha256_kernel *kernel, lane *file, lane *const *lanes, size_t count)
 {
     busy_lanes busy;
     start_lanes(&busy, lanes, count);
@@ -151,8 +137,7 @@ static void run_beside(const sha256_kernel *kernel, lane *file, lane *lanes, siz
     finish_lanes(kernel, &busy);
 }
 
-/* How many lanes `jobs` messages or segments shall share. More than two only if sixteen at once pay.  */
-static size_t lanes_for(const sha256_kernel *kernel, size_t jobs)
+size_t sha256_lanes_for(const sha256_kernel *kernel, size_t jobs)
 {
     if (!kernel->sixteen || jobs < kernel->sixteen_min) {
         return 2;
@@ -162,7 +147,7 @@ static size_t lanes_for(const sha256_kernel *kernel, size_t jobs)
 
 /* ---- a message: whole blocks, then its padding (FIPS 180-4, 5.1.1) ---- */
 
-static void message_start(lane *self, const uint32_t state[8], slice message, uint64_t total)
+void sha256_message_start(lane *self, const uint32_t state[8], slice message, uint64_t total)
 {
     memcpy(self->state, state, sizeof self->state);
     self->blocks = message.bytes;
@@ -173,7 +158,7 @@ static void message_start(lane *self, const uint32_t state[8], slice message, ui
     self->is_padded = false;
 }
 
-static void message_pad(lane *self)
+void sha256_message_pad(lane *self)
 {
     size_t used = self->rest.size;
     self->count = used < SHA256_BLOCK - 8 ? 1 : 2;
@@ -193,9 +178,9 @@ void sha256_finish(const sha256_kernel *kernel, const uint32_t state[8], slice t
                    uint8_t *digest)
 {
     lane self;
-    message_start(&self, state, tail, total);
+    sha256_message_start(&self, state, tail, total);
     kernel->one(self.state, self.blocks, self.count);
-    message_pad(&self);
+    sha256_message_pad(&self);
     kernel->one(self.state, self.blocks, self.count);
     sha256_store(digest, self.state);
 }
@@ -236,7 +221,7 @@ static bool slice_next(lane *self)
     slice_queue *queue = self->owner;
     if (self->index < queue->count) {
         if (!self->is_padded) {
-            message_pad(self);
+            sha256_message_pad(self);
             return true;
         }
         sha256_store(queue->digests + self->index * SHA256_DIGEST, self->state);
@@ -248,70 +233,32 @@ static bool slice_next(lane *self)
     size_t turn = queue->taken++;
     self->index = queue->order ? (size_t)(queue->order[turn] - queue->slices) : turn;
     slice message = queue->slices[self->index];
-    message_start(self, SHA256_INITIAL, message, message.size);
+    sha256_message_start(self, SHA256_INITIAL, message, message.size);
     if (!self->count) {
-        message_pad(self);
+        sha256_message_pad(self);
     }
     return true;
 }
 
-static void slice_lane(lane *self, slice_queue *queue)
+static void slice_lanes(lane *lanes, lane **each, size_t count, slice_queue *queue)
 {
-    self->next = slice_next;
-    self->owner = queue;
-    self->index = queue->count;
-    self->count = 0;
+    for (size_t i = 0; i < count; i++) {
+        lanes[i].next = slice_next;
+        lanes[i].owner = queue;
+        lanes[i].index = queue->count;
+        lanes[i].count = 0;
+        each[i] = &lanes[i];
+    }
 }
 
 void sha256_slices(const sha256_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
 {
-    size_t width = lanes_for(kernel, count);
+    size_t width = sha256_lanes_for(kernel, count);
     slice_queue queue = queue_slices(slices, count, width, digests);
-    lane lanes[SHA256_LANES];
-    for (size_t i = 0; i < width; i++) {
-        slice_lane(&lanes[i], &queue);
-    }
-    run_lanes(kernel, lanes, width);
+    lane lanes[SHA256_LANES], *each[SHA256_LANES];
+    slice_lanes(lanes, each, width, &queue);
+    sha256_run_lanes(kernel, each, width);
     free(queue.order);
-}
-
-/* ---- segments of one chain, proven apart ---- */
-
-typedef struct {
-    const uint8_t *bytes, *before, *after;
-    size_t count, taken;
-    uint8_t *failed;
-} segment_queue;
-
-static bool segment_next(lane *self)
-{
-    segment_queue *queue = self->owner;
-    if (self->index < queue->count) {
-        uint8_t reached[SHA256_DIGEST];
-        sha256_store(reached, self->state);
-        const uint8_t *claimed = queue->after + self->index * SHA256_DIGEST;
-        queue->failed[self->index] = memcmp(reached, claimed, sizeof reached) != 0;
-    }
-    if (queue->taken == queue->count) {
-        self->index = queue->count;
-        return false;
-    }
-    self->index = queue->taken++;
-    sha256_load(self->state, queue->before + self->index * SHA256_DIGEST);
-    self->blocks = queue->bytes + self->index * SHA256_SEGMENT;
-    self->count = SHA256_SEGMENT / SHA256_BLOCK;
-    return true;
-}
-
-void sha256_segments(const sha256_kernel *kernel, const uint8_t *bytes, size_t count, const uint8_t *before,
-                     const uint8_t *after, uint8_t *failed)
-{
-    segment_queue queue = {bytes, before, after, count, 0, failed};
-    lane lanes[SHA256_LANES];
-    for (size_t i = 0; i < SHA256_LANES; i++) {
-        lanes[i] = (lane){.next = segment_next, .owner = &queue, .index = count};
-    }
-    run_lanes(kernel, lanes, lanes_for(kernel, count));
 }
 
 /* ---- the chain of a file beside the digests of its chunks ---- */
@@ -379,12 +326,10 @@ void sha256_chain_update(const sha256_kernel *kernel, sha256_chain *chain, slice
     memcpy(file.state, chain->state, sizeof file.state);
     size_t width = kernel->beside ? SHA256_BESIDE : 1;
     slice_queue queue = queue_slices(slices, count, width, digests);
-    lane lanes[SHA256_BESIDE];
-    for (size_t i = 0; i < width; i++) {
-        slice_lane(&lanes[i], &queue);
-    }
+    lane lanes[SHA256_BESIDE], *each[SHA256_BESIDE];
+    slice_lanes(lanes, each, width, &queue);
     if (kernel->beside) {
-        run_beside(kernel, &file, lanes, width);
+        run_beside(kernel, &file, each, width);
     } else {
         run_two(kernel, &file, lanes);
     }

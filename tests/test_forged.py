@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from adversaries import (
     serve_forgery,
     serve_withholder,
 )
+from msgspec.structs import replace
 from processes import Megalfs, Running, wait_until
 from proxy import proxy
 

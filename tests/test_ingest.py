@@ -10,7 +10,6 @@ import sys
 import threading
 import tracemalloc
 from array import array
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from helpers_store import (
     safetensors_bytes,
     start,
 )
+from msgspec.structs import replace
 
 from megalfs.core.chunker import DEFAULT_PROFILE, chunk_buffer
 from megalfs.core.ids import Oid

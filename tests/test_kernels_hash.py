@@ -4,8 +4,10 @@ Chaining states are what a file's proof rests on, so they are checked against FI
 file, which shares nothing with the kernels or with reference.py.
 """
 
+import errno
 import hashlib
 import math
+import os
 import random
 import struct
 
@@ -222,6 +224,119 @@ def test_many_segments_in_any_order_share_the_lanes(kernel, count):
     before[0] ^= 1
     with pytest.raises(ValueError, match="states after must be"):
         megalfs_ext.verify_links(buffer, before, after[:-1], kernel=kernel)
+
+
+SLICE_BYTES = 32 << 10  # of a segment that is read from a file
+
+
+@pytest.fixture
+def segments_of(tmp_path):
+    """Writes a file that starts like RANDOM; returns its descriptor and its segments' offsets and states."""
+    opened = []
+
+    def make(size):
+        path = tmp_path / str(len(opened))
+        path.write_bytes(RANDOM[:size])
+        opened.append(os.open(path, os.O_RDWR))
+        count = max(1, -(-size // SEGMENT_BYTES))
+        links = (
+            chain(RANDOM[: (count - 1) * SEGMENT_BYTES + 1], "portable")
+            + hashlib.sha256(RANDOM[:size]).digest()
+        )
+        offsets = [k * SEGMENT_BYTES for k in range(count)]
+        return opened[-1], offsets, [links[32 * k : 32 * k + 64] for k in range(count)]
+
+    yield make
+    for fd in opened:
+        os.close(fd)
+
+
+def verify_file(fd, size, offsets, links, **options):
+    before, after = b"".join(link[:32] for link in links), b"".join(link[32:] for link in links)
+    return megalfs_ext.verify_file_links(fd, size, le64(offsets), before, after, **options)
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+def test_segments_of_a_file_of_every_length(kernel, segments_of):
+    """Around a block, its padding, a slice and a segment, up to a last segment that stands behind others."""
+    limits = (0, 55, 64, 119, 128, SLICE_BYTES, 2 * SLICE_BYTES, SEGMENT_BYTES, 2 * SEGMENT_BYTES)
+    for size in sorted({max(limit + d, 0) for limit in limits for d in (-1, 0, 1)} | {len(RANDOM)}):
+        fd, offsets, links = segments_of(size)
+        assert verify_file(fd, size, offsets, links, kernel=kernel) == [], size
+        for k in range(len(offsets)):
+            assert verify_file(fd, size, offsets[k:], links[k:], kernel=kernel) == [], (size, k)
+        links[-1] = links[-1][:-1] + bytes([links[-1][-1] ^ 1])
+        assert verify_file(fd, size, offsets, links, kernel=kernel) == [len(offsets) - 1], size
+
+
+@pytest.mark.parametrize("kernel", SHA256_COMPILED)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 11, 12, 13, 15, 16, 17, 33])
+def test_segments_of_a_file_in_any_order(kernel, count, segments_of):
+    """Tampered ones are named, wherever they and the short last segment fall among the lanes."""
+    rng = random.Random(count)
+    size = len(RANDOM)
+    fd, offsets, links = segments_of(size)
+    order = rng.choices(range(len(offsets)), k=count)
+    chosen, claimed = [offsets[k] for k in order], [links[k] for k in order]
+    assert verify_file(fd, size, chosen, claimed, kernel=kernel) == []
+    for bad in range(len(offsets)):
+        place = rng.randrange(offsets[bad], min(offsets[bad] + SEGMENT_BYTES, size))
+        os.pwrite(fd, bytes([RANDOM[place] ^ 1]), place)
+        found = verify_file(fd, size, chosen, claimed, kernel=kernel)
+        assert found == [i for i, k in enumerate(order) if k == bad], place
+        os.pwrite(fd, RANDOM[place : place + 1], place)
+
+
+def test_reference_proves_segments_of_a_file(segments_of):
+    for size in (0, 1, 64, 100):
+        fd, offsets, links = segments_of(size)
+        assert verify_file(fd, size, offsets, links, kernel="reference") == []
+        assert verify_file(fd, size, offsets, [INITIAL_STATE * 2], kernel="reference") == [0]
+    fd, offsets, links = segments_of(SEGMENT_BYTES + 1)
+    assert verify_file(fd, SEGMENT_BYTES + 1, offsets[::-1], links[::-1], kernel="reference") == []
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_segments_that_cannot_be_read(kernel, segments_of, tmp_path):
+    size = 13 * SEGMENT_BYTES
+    fd, offsets, links = segments_of(5000)
+    for cut in (0, 4999):
+        os.ftruncate(fd, cut)
+        with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+            verify_file(fd, 5000, offsets, links, kernel=kernel)
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        verify_file(fd, size, range(0, size, SEGMENT_BYTES), links * 13, kernel=kernel)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(IsADirectoryError):
+            verify_file(directory, 5000, offsets, links, kernel=kernel)
+    finally:
+        os.close(directory)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        verify_file(-1, 5000, offsets, links, kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", SHA256)
+def test_offsets_where_no_segment_starts_are_refused(kernel, segments_of):
+    fd, _, links = segments_of(100)
+    for size, offset in (
+        (100, 1),
+        (100, SEGMENT_BYTES),
+        (SEGMENT_BYTES, SEGMENT_BYTES),
+        (0, SEGMENT_BYTES),
+        (9, 2**63),
+    ):
+        with pytest.raises(ValueError, match=r"offset 0 is .*: no segment"):
+            verify_file(fd, size, [offset], links, kernel=kernel)
+    for size in (-1, 1 << 61):
+        with pytest.raises(ValueError, match="no file has"):
+            verify_file(fd, size, [0], links, kernel=kernel)
+    with pytest.raises(ValueError, match="uint64"):
+        megalfs_ext.verify_file_links(fd, 100, bytes(7), INITIAL_STATE, INITIAL_STATE, kernel=kernel)
+    with pytest.raises(ValueError, match="states after must be"):
+        megalfs_ext.verify_file_links(fd, 100, bytes(8), INITIAL_STATE, b"", kernel=kernel)
+    with pytest.raises(ValueError, match="states before must be"):
+        megalfs_ext.verify_file_links(fd, 100, bytes(8), INITIAL_STATE * 2, INITIAL_STATE, kernel=kernel)
 
 
 @pytest.mark.parametrize("kernel", SHA256_COMPILED)

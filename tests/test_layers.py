@@ -39,7 +39,7 @@ IMPURE = {
     "tempfile", "threading", "time", "urllib.request", "uuid", "warnings",
 }  # fmt: skip
 # What the pure layers may use from outside the standard library.
-PURE_LIBRARIES = {"numpy", "cryptography", "_typeshed"}
+PURE_LIBRARIES = {"numpy", "cryptography", "msgspec", "_typeshed"}
 PURE = {"core", "formats"}
 
 

@@ -6,13 +6,13 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import megalfs_ext
 from megalfs.core import manifest as manifest_module

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.names import NAME_RECORD_BYTES_MAX, NameRecord, SignedName, check_successor, parse_name

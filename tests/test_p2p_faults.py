@@ -7,12 +7,12 @@ import hashlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from helpers_p2p import P2pNode
+from msgspec.structs import replace
 from processes import wait_until
 
 from megalfs.core.announcements import FileBody, NodeBody, announce, announce_state, parse_announcement

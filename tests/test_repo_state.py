@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from megalfs.core.ids import Oid
 from megalfs.core.repo_state import STATE_BYTES_MAX, BundleRef, RepoState, SignedState, Verdict, judge

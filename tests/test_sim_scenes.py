@@ -36,6 +36,17 @@ def test_sixteen_equal_links_reach_the_limit() -> None:
     assert result.redundant <= 0.01
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_reports_of_5_ms_cost_no_efficiency(seed: int) -> None:
+    world, seeder, nodes = broadcast(8, RATE, seed=seed)
+    world.report_s = 0.005
+    print(f"seed {seed}")
+    result = finish(world, seeder, nodes)
+    assert result.efficiency >= 0.95
+    assert result.seeder_copies <= 1.06
+    assert result.redundant <= 0.01
+
+
 def test_one_leecher_gets_the_whole_link() -> None:
     result = finish(*broadcast(1, RATE, pieces=200))
     assert result.efficiency >= 0.99

@@ -6,11 +6,11 @@ import hashlib
 import os
 import sqlite3
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers_store import MIB, end, make_store, published, random_bytes, read_line, start
+from msgspec.structs import replace
 
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import Manifest

@@ -9,12 +9,12 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_store import MIB, end, make_store, published, random_bytes, read_line, start
+from msgspec.structs import replace
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.chunker import Profile

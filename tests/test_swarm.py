@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sim.solo import MANIFEST, Solo
 
-from megalfs.core.bitfield import Run
+from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import Ban, Cancel, Completed, Fetch, PeerId, Send, Serve
 from megalfs.core.messages import (
     CancelRequest,
@@ -76,6 +76,43 @@ def test_found_on_this_disk_completes_too() -> None:
     solo = Solo("xx  ")
     solo.swarm.verified(None, 2, 2, now=0.0)
     assert solo.effects(Completed) == [Completed()]
+
+
+def test_what_several_peers_brought_is_reported_together() -> None:
+    """Each is asked again once, after all is known, and haves go out as for one report."""
+    solo = Solo(" " * 400, run_bytes_initial=100_000)
+    one, two, leecher = solo.join(1, "all"), solo.join(2, "all"), solo.join(3, " " * 400)
+    parts = [(fetch.peer, fetch.first, fetch.count) for fetch in solo.effects(Fetch)]
+    assert {peer for peer, _, _ in parts} == {one, two}
+    for part in parts:
+        assert solo.swarm.receiving(*part, now=0.0)
+    solo.now = 0.01
+    solo.swarm.verified_many([*parts, (None, 399, 1)], now=0.01)
+    assert solo.swarm.have == Bitfield.from_runs(400, [*(part[1:] for part in parts), (399, 1)])
+    assert {fetch.peer for fetch in solo.effects(Fetch)} == {one, two}
+    solo.wait(0.01)
+    assert solo.said(HaveRuns) == [(leecher, HaveRuns(MANIFEST, tuple(solo.swarm.have.runs())))]
+    by_peer = {peer.peer: peer.bytes_in for peer in solo.swarm.peers(0.1)}
+    assert by_peer == {
+        who: sum(count * 100_000 for peer, _, count in parts if peer == who) for who in (one, two, leecher)
+    }
+
+
+def test_a_report_of_a_peer_that_has_left_counts() -> None:
+    solo = Solo("    ")
+    seeder = solo.join(1, "all")
+    (peer, first, count), *_ = [(fetch.peer, fetch.first, fetch.count) for fetch in solo.effects(Fetch)]
+    assert solo.swarm.receiving(peer, first, count, now=0.0)
+    solo.swarm.disconnected(seeder, now=0.0)
+    solo.swarm.verified_many([(seeder, first, count)], now=0.0)
+    assert solo.swarm.have.runs() == [Run(first, count)]
+
+
+def test_the_last_report_completes_once() -> None:
+    solo = Solo("    ")
+    solo.swarm.verified_many([(None, 0, 2), (None, 1, 3), (None, 3, 1)], now=0.0)
+    assert solo.effects(Completed) == [Completed()]
+    assert solo.swarm.missing_bytes == 0
 
 
 def test_withdrawn_pieces_are_told_and_fetched_again() -> None:

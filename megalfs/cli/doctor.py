@@ -13,9 +13,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from megalfs.cli.ui import size_text
 from megalfs.errors import MegalfsError
@@ -33,8 +35,7 @@ DEFAULT_PORT = 7427
 SQLITE_WAL_FIXED = (3, 51, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing looked at. `seen` is what there is; `fix` what to do, empty when all is well."""
 
     id: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from megalfs.cli.progress import Progress
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["HashProgress"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Hashed:
+class _Hashed(Struct, frozen=True):
     name: str
     bytes_total: int
     bytes_verified: int

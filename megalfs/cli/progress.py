@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
+
+from msgspec import Struct
 
 from megalfs.cli.ui import rate_text, share_text, size_text, time_text
 
@@ -47,8 +48,7 @@ class Snapshot(Protocol):
     def peer_count(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Nothing:
+class _Nothing(Struct, frozen=True):
     """Before the first snapshot."""
 
     name: str = ""

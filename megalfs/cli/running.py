@@ -8,8 +8,9 @@ import logging
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from msgspec import Struct
 
 from megalfs.errors import CancelledByUserError, MegalfsError
 
@@ -21,8 +22,7 @@ __all__ = ["Outcome", "run_until_signal"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome(Generic[T]):
+class Outcome(Struct, Generic[T], frozen=True):
     """What came out, and the signal that ended it early, if one did."""
 
     value: T

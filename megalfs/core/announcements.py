@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal, cast
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import Oid
@@ -50,8 +51,7 @@ _STATE_MAGIC = b"megalfs-state-v1\n"
 Kind = Literal["node", "repo", "file", "state"]
 
 
-@dataclass(frozen=True, slots=True)
-class NodeAddress:
+class NodeAddress(Struct, frozen=True):
     """A node and where it listens: `did:key:...@HOST:PORT`."""
 
     key: NodeKey
@@ -71,8 +71,7 @@ class NodeAddress:
         return f"{self.key}@{self.address}"
 
 
-@dataclass(frozen=True, slots=True)
-class NodeBody:
+class NodeBody(Struct, frozen=True):
     """Who is there: `digest` sums up everything else that the node says."""
 
     alias: str
@@ -83,8 +82,7 @@ class NodeBody:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class RepoBody:
+class RepoBody(Struct, frozen=True):
     """A repository that the node owns; `seq` and `state` name its newest state."""
 
     repo: RepoId
@@ -96,8 +94,7 @@ class RepoBody:
     is_removed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FileBody:
+class FileBody(Struct, frozen=True):
     """A blob that the node holds, such as a bundle of a repository."""
 
     oid: Oid
@@ -109,16 +106,15 @@ class FileBody:
 Body = NodeBody | RepoBody | FileBody | SignedState
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(Struct, frozen=True):
     """One announcement whose signature was checked."""
 
     kind: Kind
     key: NodeKey
     time: int
     body: Body
-    payload: bytes = field(repr=False)
-    signature: bytes = field(repr=False)
+    payload: bytes
+    signature: bytes
 
     @property
     def id(self) -> bytes:

@@ -16,6 +16,7 @@ __all__ = ["Availability", "Counts"]
 
 Counts = npt.NDArray[np.uint16]
 
+ONE = np.array(1, dtype=np.uint16)
 _NEARER = {tier: tuple(other for other in Tier if other < tier) for tier in Tier}
 
 
@@ -60,6 +61,10 @@ class Availability:
     def gain(self, tier: Tier, first: int, new: Bits) -> None:
         """A peer already added holds the pieces from `first` on where `new` is set."""
         self._row(tier)[first : first + len(new)] += new
+
+    def gain_all(self, tier: Tier, first: int, count: int) -> None:
+        """A peer already added holds `count` pieces from `first` on, all of them new of it."""
+        self._row(tier)[first : first + count] += ONE
 
     def gain_one(self, tier: Tier, index: int) -> None:
         """A peer already added holds one piece more."""

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from typing import assert_never
+
+from msgspec import Struct
 
 from megalfs.core.ids import DIGEST_BYTES, Oid
 from megalfs.errors import IntegrityError, RemoteProtocolError
@@ -38,32 +39,28 @@ _REQUEST, _START, _CHUNK, _DONE = range(1, 5)
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """Asks for one bundle, or for what follows the chunks that are here."""
 
     oid: Oid
     first: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Struct, frozen=True, gc=False):
     """How long it is."""
 
     size: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True, gc=False):
     """The piece at index x 64 KiB."""
 
     index: int
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True, gc=False):
     """That was all."""
 
     sha256: Oid

@@ -6,9 +6,8 @@ it fits. Both may be right where only the cuts differ; the chunks that both name
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest, segment_count
@@ -17,8 +16,7 @@ from megalfs.core.proof import Segment, segment_of
 __all__ = ["Conflict", "first_conflict", "shared_chunks"]
 
 
-@dataclass(frozen=True, slots=True)
-class Conflict:
+class Conflict(Struct, frozen=True):
     """The last segment where manifests a and b differ, and the bytes that decide.
 
     The range holds that segment and every chunk, of either manifest, that overlaps it, so that both the link

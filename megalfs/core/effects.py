@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NewType
+
+from msgspec import Struct
 
 from megalfs.core.messages import SwarmMessage
 
@@ -13,16 +14,14 @@ PeerId = NewType("PeerId", int)
 """A number the driver gives to one session, web seed or local source; never used twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True, gc=False):
     """Send this control message. Equal news for many peers is one object: encode it once."""
 
     peer: PeerId
     message: SwarmMessage
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Struct, frozen=True, gc=False):
     """Ask this peer for this run: a `Request` to a node, a Range request to an origin."""
 
     peer: PeerId
@@ -30,8 +29,7 @@ class Fetch:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True, gc=False):
     """Stop fetching this run, or this part of one: `CancelRequest` to a node, or drop the Range request.
 
     Bytes already on their way may still be reported as verified.
@@ -42,8 +40,7 @@ class Cancel:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+class Serve(Struct, frozen=True, gc=False):
     """Send these pieces now, and report with `served` when done or failed."""
 
     peer: PeerId
@@ -51,16 +48,14 @@ class Serve:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ban:
+class Ban(Struct, frozen=True, gc=False):
     """Drop this peer and keep it away. The swarm has forgotten it already."""
 
     peer: PeerId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(Struct, frozen=True, gc=False):
     """Every piece is verified and here."""
 
 

@@ -6,10 +6,10 @@ on its way, an idle peer is asked for an old run a second time; whichever comes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from megalfs.core.bitfield import Run
-from megalfs.core.effects import Cancel, Fetch
+from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
 from megalfs.core.picker import depth, pick, run_bytes
@@ -23,8 +23,7 @@ COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
 UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """What happened to our fetches."""
 
     fetched_bytes: int = 0
@@ -118,7 +117,8 @@ class Fetching:
         """
         session.touched_at = now
         session.failures = 0
-        session.snubs = max(0, session.snubs - 1)
+        if session.snubs:
+            session.snubs -= 1
         session.down.add(size, now)
         self.rate.add(size, now)
         session.wasted_bytes += size - new
@@ -126,18 +126,13 @@ class Fetching:
         self.counters.duplicate_bytes += size - new
         self._land(session, run, now)
 
-    def settle(self, run: Run, now: float) -> None:
-        """The run is here: whoever else was asked for it need not send it."""
-        if not self._state.pieces.asked(run):
-            return
-        late = [
-            session
-            for session in self._state.sessions.values()
-            if any(part.overlap(run) for flight in session.flights for part in flight.remaining)
-        ]
-        for session in late:
-            self._cancel(session, run)
-        for session in late:
+    def settle(self, runs: list[Run], now: float) -> None:
+        """The runs are here: whoever else was asked for them need not send them."""
+        late: dict[PeerId, Session] = {}
+        for run in runs:
+            if self._state.pieces.asked(run):
+                late |= self._cancel_all(run)
+        for session in late.values():  # now that nobody is waited for in vain
             self.feed(session, now)
 
     def failed(self, session: Session, run: Run, now: float) -> None:
@@ -235,6 +230,8 @@ class Fetching:
 
     def _promise(self, source: Session, run: Run) -> None:
         """Leechers cheaper than this source to each other need not ask it for the same."""
+        if not self._state.has_leecher_nearer(source.tier):
+            return
         message = Expecting(self._state.manifest, (run,))
         for session in self._state.nodes():
             if session.tier < source.tier and session.is_leecher and not session.holds_all(run):
@@ -257,7 +254,21 @@ class Fetching:
         session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
 
     def _land(self, session: Session, run: Run, now: float) -> None:
-        for flight in list(session.flights):
+        """The run is here, and no longer expected of this peer."""
+        first, count = run
+        for flight in session.flights:
+            head = flight.remaining[0]
+            if head.first == first and head.count >= count and self._state.pieces.settle(run):
+                # As lanes bring it, in order, and the only peer asked for it: 3,000 times a second at 3 GB/s.
+                if head.count > count:
+                    flight.remaining[0] = Run(first + count, head.count - count)
+                    return
+                del flight.remaining[0]
+                if not flight.remaining:
+                    self._forget(session, flight)
+                    self._note_end(session, flight, now)
+                return
+        for flight in [one for one in session.flights if one.run.overlap(run)]:
             if self._take_out(session, flight, run) and not flight.remaining:
                 self._note_end(session, flight, now)
 
@@ -293,6 +304,16 @@ class Fetching:
             if flight.run.overlap(run):
                 self._release(session, flight)
         self.give_credit(session)
+
+    def _cancel_all(self, run: Run) -> dict[PeerId, Session]:
+        late = {
+            session.peer: session
+            for session in self._state.sessions.values()
+            if any(part.overlap(run) for flight in session.flights for part in flight.remaining)
+        }
+        for session in late.values():
+            self._cancel(session, run)
+        return late
 
     def _cancel(self, session: Session, run: Run) -> None:
         """Stops waiting for `run` from this peer, and tells it so."""

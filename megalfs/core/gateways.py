@@ -43,7 +43,7 @@ class Gateways:
         self._delay_s = delay_s
         self._members: dict[Tier, list[bytes]] = {tier: [] for tier in Tier}
         self._above: dict[bytes, Bits] = {}  # computed when first needed: most swarms have no racks
-        self._waits: dict[Tier, Seconds] = {}
+        self._waits: dict[Tier, Seconds | None] = {}
         self._seen: dict[Tier, Seconds] = {}
         self.opens_at: float | None = None
         """When the next piece held back may be asked for, as far as `open_to` was asked since this was None."""
@@ -85,11 +85,13 @@ class Gateways:
         """How long each piece is left to the members ranked above us; None when there are none."""
         if tier not in self._waits:
             members = [one for other in Tier if other < tier for one in self._members[other]]
-            if not members:
-                return None
-            rank = np.add.reduce([self._is_above(member) for member in members], dtype=np.int32)
-            self._waits[tier] = np.repeat(self._delay_s * np.log2(1 + rank), self._block)[: self._size]
+            self._waits[tier] = self._waits_behind(members) if members else None
         return self._waits[tier]
+
+    def _waits_behind(self, members: list[bytes]) -> Seconds:
+        rank = np.add.reduce([self._is_above(member) for member in members], dtype=np.int32)
+        waits: Seconds = np.repeat(self._delay_s * np.log2(1 + rank), self._block)[: self._size]
+        return waits
 
     def _is_above(self, member: bytes) -> Bits:
         if member not in self._above:

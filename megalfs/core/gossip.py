@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from megalfs.core.announcements import Announcement, Kind, parse_announcement
 from megalfs.core.gossip_frames import KEYS_MAX, Announce, Digest, Have, Want, decode, encode
@@ -40,8 +41,7 @@ ORIGIN_MESSAGES_S, ORIGIN_MESSAGES_BURST = 50.0, 10_000.0
 FAULTS_MAX = 16  # malformed or forged, in a row of none good: then the link is no use
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GossipParams:
+class GossipParams(Struct, frozen=True, kw_only=True):
     """What the config can set."""
 
     ttl: int = 16
@@ -49,16 +49,14 @@ class GossipParams:
     interval_s: float = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """A frame for a neighbour."""
 
     peer: NodeKey
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(Struct, frozen=True):
     """Something new, and which neighbour brought it. A state that contradicts another one names it."""
 
     announcement: Announcement
@@ -66,8 +64,7 @@ class Learned:
     contradicts: SignedState | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Struct, frozen=True):
     """A neighbour that breaks the protocol."""
 
     peer: NodeKey
@@ -78,8 +75,7 @@ Effect = Send | Learned | Drop
 Parse = Callable[[bytes, bytes], Announcement]
 
 
-@dataclass(slots=True)
-class _Peer:
+class _Peer(Struct):
     messages: Bucket
     octets: Bucket
     gifts: Bucket
@@ -88,8 +84,7 @@ class _Peer:
     asked: dict[tuple[NodeKey, bytes], float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Origin:
+class _Origin(Struct):
     """What is known of one key. States that contradict each other stand side by side."""
 
     bucket: Bucket

@@ -10,8 +10,9 @@ Whatever else a neighbour sends is a `RemoteProtocolError`; unknown types are No
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
+
+from msgspec import Struct
 
 from megalfs.core.announcements import PAYLOAD_BYTES_MAX
 from megalfs.core.identity import KEY_BYTES, NodeKey
@@ -27,8 +28,7 @@ _ANNOUNCE, _DIGEST, _HAVE, _WANT = range(1, 5)
 _ANNOUNCE_HEAD = 2 + SIGNATURE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Struct, frozen=True, gc=False):
     """An announcement, not yet believed."""
 
     ttl: int
@@ -36,23 +36,20 @@ class Announce:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(Struct, frozen=True, gc=False):
     """All that a node knows, in one number; a neighbour that misses several in a row is gone."""
 
     digest: bytes
     interval_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Have:
+class Have(Struct, frozen=True, gc=False):
     """What a node knows of some keys, a number each."""
 
     digests: tuple[tuple[NodeKey, bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(Struct, frozen=True, gc=False):
     """Asks for everything that is known of some keys."""
 
     keys: tuple[NodeKey, ...]

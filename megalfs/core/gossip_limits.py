@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["Bucket"]
 
 
-@dataclass(slots=True)
-class Bucket:
+class Bucket(Struct):
     """Lets `rate` a second through, and `burst` at once."""
 
     rate: float

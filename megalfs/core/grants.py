@@ -11,11 +11,11 @@ leaves, or when it has not spread in time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bits, Run
@@ -30,8 +30,7 @@ MEAN_S_INITIAL = 0.5  # a piece to one of 8 at 100 Mbit/s takes 0.2 s, to one of
 SPREAD_COPIES = 2  # leechers that hold a run: its receiver and one more
 
 
-@dataclass(slots=True, eq=False)
-class Grant:
+class Grant(Struct, eq=False):
     """A run given to one leecher, until it has spread."""
 
     session: Session

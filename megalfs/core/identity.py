@@ -9,7 +9,7 @@ Both are accepted wherever a key is; `did:key:` is written. The predecessor wrot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from megalfs.errors import UsageError
 from megalfs.formats import base58
@@ -23,8 +23,7 @@ _MULTICODEC_LEGACY = bytes((0xED,))
 _PEER_ID = bytes((0x00, 0x24, 0x08, 0x01, 0x12, 0x20))  # identity multihash of a protobuf {Ed25519, 32 bytes}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class NodeKey:
+class NodeKey(Struct, frozen=True, order=True, gc=False):
     """An Ed25519 public key; `str()` is its `did:key:`."""
 
     raw: bytes

@@ -7,8 +7,9 @@ pointer file), a `ChunkId` (BLAKE3-256 of a chunk), a `ManifestId` (SHA-256 of a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Self
+
+from msgspec import Struct
 
 from megalfs.errors import UsageError
 
@@ -18,8 +19,7 @@ DIGEST_BYTES = 32
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
+class Digest(Struct, frozen=True, order=True, gc=False):
     """Thirty-two bytes with a meaning; `str()` is 64 lower-case hex digits."""
 
     raw: bytes
@@ -42,10 +42,8 @@ class Digest:
         return self.raw.hex()
 
 
-class Oid(Digest):
+class Oid(Digest, frozen=True):
     """SHA-256 of all bytes of a blob."""
-
-    __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -53,13 +51,9 @@ class Oid(Digest):
         return super().parse(text.removeprefix("sha256:"))
 
 
-class ChunkId(Digest):
+class ChunkId(Digest, frozen=True):
     """BLAKE3-256 of one chunk."""
 
-    __slots__ = ()
 
-
-class ManifestId(Digest):
+class ManifestId(Digest, frozen=True):
     """SHA-256 of the canonical encoding of a manifest."""
-
-    __slots__ = ()

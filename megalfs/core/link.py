@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
@@ -34,8 +35,7 @@ Kind = Literal["blob", "tree"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
+class Link(Struct, frozen=True, kw_only=True):
     """A parsed link; `str()` writes it, the parameters in the order above."""
 
     oid: Oid

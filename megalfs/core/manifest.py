@@ -14,11 +14,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from megalfs.core.ids import ChunkId, ManifestId, Oid
@@ -62,8 +62,7 @@ def segment_count(size: int) -> int:
     return state_count(size) + 1
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)  # not slotted: cached_property needs the instance's dict
-class Manifest:
+class Manifest(Struct, frozen=True, eq=False, kw_only=True, dict=True):  # dict: where cached_property keeps
     """The chunks of one blob. Arrays are read-only; `lengths` (n,) uint32, digests (n, 32), states (m, 32).
 
     Raises:

@@ -7,8 +7,9 @@ direction, `Data` headers each followed by the bytes of its pieces.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Run
 from megalfs.core.ids import ManifestId, Oid
@@ -57,8 +58,7 @@ class RejectReason(IntEnum):
     RECALLED = 4  # not a refusal: the requester cancelled it, and it had not begun
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True, gc=False):
     """First frame of every connection, both ways: who this is and what the connection is for."""
 
     version: int
@@ -73,8 +73,7 @@ class Hello:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True, gc=False):
     """The sender takes part in the swarm of this manifest."""
 
     manifest: ManifestId
@@ -83,30 +82,26 @@ class Join:
     is_seeder: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Struct, frozen=True, gc=False):
     """The sender takes part no longer."""
 
     manifest: ManifestId
 
 
-@dataclass(frozen=True, slots=True)
-class HaveRuns:
+class HaveRuns(Struct, frozen=True, gc=False):
     """The sender holds these pieces, verified. Empty as first word of one who holds nothing."""
 
     manifest: ManifestId
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HaveAll:
+class HaveAll(Struct, frozen=True, gc=False):
     """The sender holds every piece and may be asked for any."""
 
     manifest: ManifestId
 
 
-@dataclass(frozen=True, slots=True)
-class Granting:
+class Granting(Struct, frozen=True, gc=False):
     """The sender holds every piece but chooses itself what it sends: give it `Credit`, do not ask.
 
     Ends with `HaveAll`. Requests sent before it was seen are still served.
@@ -115,24 +110,21 @@ class Granting:
     manifest: ManifestId
 
 
-@dataclass(frozen=True, slots=True)
-class Expecting:
+class Expecting(Struct, frozen=True, gc=False):
     """The sender has asked a dear source for these pieces: wait for it rather than ask too."""
 
     manifest: ManifestId
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True, gc=False):
     """The sender no longer holds these pieces: the file changed under it."""
 
     manifest: ManifestId
     runs: tuple[Run, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """Send me this run."""
 
     manifest: ManifestId
@@ -140,8 +132,7 @@ class Request:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class CancelRequest:
+class CancelRequest(Struct, frozen=True, gc=False):
     """What of this run you have not begun to send is no longer wanted."""
 
     manifest: ManifestId
@@ -149,8 +140,7 @@ class CancelRequest:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(Struct, frozen=True, gc=False):
     """This run will not be sent."""
 
     manifest: ManifestId
@@ -159,23 +149,20 @@ class Reject:
     reason: RejectReason
 
 
-@dataclass(frozen=True, slots=True)
-class Credit:
+class Credit(Struct, frozen=True, gc=False):
     """You may send me `count` more runs of your choice."""
 
     manifest: ManifestId
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenData:
+class OpenData(Struct, frozen=True, gc=False):
     """Dial me `count` data connections on which you send: I cannot reach you."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
+class PeerAddress(Struct, frozen=True, gc=False):
     """Where a node listens; `instance` tells nodes behind one address apart."""
 
     host: str
@@ -183,30 +170,26 @@ class PeerAddress:
     instance: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Peers:
+class Peers(Struct, frozen=True, gc=False):
     """Peer exchange: nodes of this manifest's swarm that the sender has lately been connected to."""
 
     manifest: ManifestId
     peers: tuple[PeerAddress, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Struct, frozen=True, gc=False):
     """Answer with `Pong` of the same nonce."""
 
     nonce: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Struct, frozen=True, gc=False):
     """Answer to `Ping`."""
 
     nonce: int
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
+class Data(Struct, frozen=True, gc=False):
     """Header on a data connection; exactly `size` raw bytes follow."""
 
     manifest: ManifestId

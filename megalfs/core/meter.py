@@ -23,19 +23,19 @@ class Meter:
 
     def add(self, size: int, now: float) -> None:
         """`size` bytes came or went."""
-        self._advance(now)
+        if now > self._at:
+            self._advance(now)
         self._bytes += size
         self.total += size
 
     def rate(self, now: float) -> float:
         """Bytes per second; 0.0 while nothing is known."""
-        self._advance(now)
+        if now > self._at:
+            self._advance(now)
         return self._bytes / self._span if self._span > 0 else 0.0
 
     def _advance(self, now: float) -> None:
         elapsed = now - self._at
-        if elapsed <= 0:
-            return
         # The span forgets like the bytes do; so bytes / span is unbiased from the start, where a plain
         # moving average would take a second to believe in a fast peer.
         keep = math.exp(-elapsed / TAU_S)

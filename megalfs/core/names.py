@@ -7,8 +7,9 @@ lower one is a rollback, the same one with other content is a key that says two 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
@@ -44,8 +45,7 @@ def parse_name(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NameRecord:
+class NameRecord(Struct, frozen=True, kw_only=True):
     """What a name stands for. `expires` in seconds since 1970; `manifest` where the publisher names one."""
 
     name: str
@@ -113,8 +113,7 @@ class NameRecord:
         return now >= self.expires
 
 
-@dataclass(frozen=True, slots=True)
-class SignedName:
+class SignedName(Struct, frozen=True):
     """A record whose signature was checked: making one by `sign` or `parse` are the only ways."""
 
     record: NameRecord

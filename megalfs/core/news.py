@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from megalfs.core.bitfield import Run, runs_of
 from megalfs.core.codec import HAVE_RUNS_MAX
-from megalfs.core.messages import HaveRuns, Lost, SwarmMessage
+from megalfs.core.effects import Send
+from megalfs.core.messages import HaveRuns, Lost
+from megalfs.core.meter import Meter
 from megalfs.core.picker import relay_bytes_max
 from megalfs.core.session import Session, Shows
 from megalfs.core.state import SwarmState
@@ -31,11 +33,11 @@ class News:
             return self._fresh_due if self._stale_due is None else self._stale_due
         return min(self._fresh_due, self._stale_due)
 
-    def add(self, run: Run, *, rate: float, now: float) -> None:
-        """The run is verified and may be asked of us; `rate` is what arrives now."""
-        self._fresh.append(run)
-        if self._fresh_due is None:
-            self._fresh_due = now + self._delay_s(rate)
+    def add(self, runs: list[Run], *, rate: Meter, now: float) -> None:
+        """The runs are verified and may be asked of us; `rate` is of what arrives."""
+        self._fresh += runs
+        if runs and self._fresh_due is None:
+            self._fresh_due = now + self._delay_s(rate.rate(now))
 
     def forget(self, run: Run) -> None:
         """The run is no longer here: whoever was not told of it need not be."""
@@ -45,13 +47,14 @@ class News:
     def flush(self, *, now: float, everything: bool = False) -> None:
         """Tells what is due, or all that is untold."""
         if self._fresh_due is not None and (everything or now >= self._fresh_due):
-            self._tell(self._fresh, to_seeders=False)
-            self._stale += self._fresh
+            told = _merged(self._fresh)
+            self._tell(told, to_seeders=False)
+            self._stale += told
             self._fresh, self._fresh_due = [], None
             if self._stale_due is None:
                 self._stale_due = now + self._state.params.have_lazy_s
         if self._stale_due is not None and (everything or now >= self._stale_due):
-            self._tell(self._stale, to_seeders=True)
+            self._tell(_merged(self._stale), to_seeders=True)
             self._stale, self._stale_due = [], None
 
     def introduce(self, session: Session) -> None:
@@ -77,24 +80,21 @@ class News:
     def _tell(self, runs: list[Run], *, to_seeders: bool) -> None:
         if not runs:
             return
-        messages = self._batches(_merged(runs))
+        messages, is_short = self._batches(runs), len(runs) <= SUPPRESS_RUNS_MAX
         for session in self._state.nodes():
             if (session.shows is Shows.ALL) is to_seeders:
-                for message in self._needed(messages, session):
-                    self._state.send(session, message)
+                may_know = is_short and session.shows is Shows.SOME
+                for message in self._needed(messages[0], session) if may_know else messages:
+                    self._state.effects.append(Send(session.peer, message))
 
-    def _needed(self, messages: list[SwarmMessage], session: Session) -> list[SwarmMessage]:
+    def _needed(self, message: HaveRuns, session: Session) -> list[HaveRuns]:
         # A leecher that holds the pieces itself learns nothing it can use (libtorrent's have suppression).
-        message = messages[0]
-        assert isinstance(message, HaveRuns)
-        if session.shows is not Shows.SOME or len(message.runs) > SUPPRESS_RUNS_MAX:
-            return messages
         useful = tuple(run for run in message.runs if not session.holds_all(run))
         if len(useful) == len(message.runs):
-            return messages  # the very object that others get: it is encoded once
+            return [message]  # the very object that others get: it is encoded once
         return [HaveRuns(message.manifest, useful)] if useful else []
 
-    def _batches(self, runs: list[Run]) -> list[SwarmMessage]:
+    def _batches(self, runs: list[Run]) -> list[HaveRuns]:
         manifest = self._state.manifest
         return [
             HaveRuns(manifest, tuple(runs[at : at + HAVE_RUNS_MAX]))
@@ -105,9 +105,11 @@ class News:
 def _merged(runs: list[Run]) -> list[Run]:
     """The same pieces in ascending runs, neighbours joined."""
     merged: list[Run] = []
-    for run in sorted(runs):
-        if merged and run.first <= merged[-1].end:
-            last = merged.pop()
-            run = Run(last.first, max(last.end, run.end) - last.first)
-        merged.append(run)
-    return merged
+    first = end = -1
+    for at, count in sorted(runs):
+        if at > end:
+            merged.append(Run(first, end - first))
+            first, end = at, at + count
+        else:
+            end = max(end, at + count)
+    return [*merged[1:], Run(first, end - first)] if runs else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["SwarmParams"]
 
@@ -10,8 +10,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class SwarmParams:
+class SwarmParams(Struct, frozen=True):
     """Settings of one swarm; the defaults are for every network we measured."""
 
     from_end: bool = False

@@ -15,37 +15,50 @@ __all__ = ["Lengths", "Pieces"]
 
 Lengths = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
+ONE = np.array(1, dtype=np.uint8)  # numpy converts a Python int at every call, which costs more than the sum
+
 
 class Pieces:
     """State of every piece, by index."""
 
     __slots__ = (
         "_asked",
+        "_asked_bytes",
+        "_offset_at",
         "_offsets",
         "_reserved",
+        "_wanted",
         "bytes_total",
+        "count",
         "have",
         "missing_bytes",
-        "unasked",
         "wanted",
     )
 
     def __init__(self, lengths: Lengths, have: Bitfield) -> None:
         assert have.size == len(lengths)
+        self.count = have.size
+        """How many pieces the blob has."""
         self._offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=self._offsets[1:])
-        self.bytes_total = int(self._offsets[-1])
+        self._offset_at = (
+            self._offsets.data
+        )  # an index of it is a Python int, for a fifth of what numpy takes
+        self.bytes_total = self._offset_at[-1]
         self.have = have
-        self._asked = np.zeros(len(lengths), dtype=np.uint8)
-        self._reserved: Bits = np.zeros(len(lengths), dtype=np.bool_)
-        self.wanted: Bits = ~have.bits
-        self.unasked = have.size - have.count
+        self._asked_bytes = bytearray(len(lengths))
+        self._asked = np.frombuffer(self._asked_bytes, dtype=np.uint8)
+        self._reserved = Bitfield(have.size)
+        self._wanted = Bitfield(have.size)
+        self._wanted.bits[:] = ~have.bits
+        self._wanted.count = have.size - have.count
+        self.wanted: Bits = self._wanted.bits
         self.missing_bytes = self.bytes_total - sum(self.bytes_of(run) for run in have.runs())
 
     @property
-    def count(self) -> int:
-        """How many pieces the blob has."""
-        return self.have.size
+    def unasked(self) -> int:
+        """How many pieces are wanted and asked of nobody."""
+        return self._wanted.count
 
     @property
     def unasked_bytes(self) -> int:
@@ -59,53 +72,68 @@ class Pieces:
 
     def bytes_of(self, run: Run) -> int:
         """Size of a run."""
-        return int(self._offsets[run.first + run.count] - self._offsets[run.first])
+        first, count = run
+        return self._offset_at[first + count] - self._offset_at[first]
 
     def fit(self, first: int, size: int) -> int:
         """How many pieces from `first` on fit into `size` bytes; at least one."""
-        limit = int(self._offsets[first]) + size
+        limit = self._offset_at[first] + size
         return max(1, int(self._offsets.searchsorted(limit, side="right")) - 1 - first)
 
     def fit_before(self, end: int, size: int) -> int:
         """How many pieces just before `end` fit into `size` bytes; at least one."""
-        limit = int(self._offsets[end]) - size
+        limit = self._offset_at[end] - size
         return max(1, end - int(self._offsets.searchsorted(limit, side="left")))
 
     def wants(self, run: Run) -> bool:
         """Whether a piece of the run is wanted."""
-        if run.count == 1:
-            return bool(self.wanted[run.first])
-        return int(np.count_nonzero(self.wanted[run.first : run.end])) > 0
+        return self._wanted.has_any(*run)
 
     def ask(self, run: Run) -> None:
         """The run is asked of one more peer."""
-        self._asked[run.first : run.end] += 1
-        self._unwant(run)
+        first, count = run
+        self._asked[first : first + count] += ONE
+        self._wanted.remove(first, count)
 
     def unask(self, run: Run) -> None:
         """One peer fewer is asked for the run; what nobody else is asked for is wanted again."""
-        self._asked[run.first : run.end] -= 1
-        if not self.have.has_all(run.first, run.count):
+        first, count = run
+        self._asked[first : first + count] -= ONE
+        if not self.have.has_all(first, count):
             self._reconsider(run)
+
+    def settle(self, run: Run) -> bool:
+        """The run has come, and nobody is asked for it any more; False, and no change, if not one peer was.
+
+        What `unask` does, for the common case: no array of numpy is made, and nothing needs to be reconsidered.
+        """
+        first, count = run
+        if not self._asked_bytes.startswith(b"\1" * count, first):
+            return False
+        self._asked_bytes[first : first + count] = bytes(count)
+        return True
 
     def asked(self, run: Run) -> int:
         """Of how many peers at most a piece of the run is asked."""
-        if run.count == 1:
-            return int(self._asked[run.first])
-        return int(self._asked[run.first : run.end].max())
+        first, count = run
+        if self._asked_bytes.startswith(bytes(count), first):  # as nearly always when it has come
+            return 0
+        return int(self._asked[first : first + count].max())
 
     def add(self, run: Run) -> int:
         """The run is verified and here; returns how many bytes of it are new."""
-        before = self.have.bits[run.first : run.end]
-        if not np.count_nonzero(before):
+        first, count = run
+        if not self.have.has_any(first, count):
             size = self.bytes_of(run)
+            self.have.fill(first, count)
         else:
-            lengths = np.diff(self._offsets[run.first : run.end + 1])
-            size = int(lengths[~before].sum())
-        self.have.add(run.first, run.count)
+            lengths = np.diff(self._offsets[first : first + count + 1])
+            size = int(lengths[~self.have.bits[first : first + count]].sum())
+            self.have.add(first, count)
         self.missing_bytes -= size
-        self._reserved[run.first : run.end] = False
-        self._unwant(run)
+        if self._reserved.count:
+            self._reserved.remove(first, count)
+        self._wanted.remove(first, count)
         return size
 
     def lose(self, run: Run) -> None:
@@ -117,24 +145,17 @@ class Pieces:
 
     def reserve(self, run: Run) -> None:
         """A local source works on the run: it is not to be asked of peers."""
-        self._reserved[run.first : run.end] = True
-        self._unwant(run)
+        self._reserved.add(*run)
+        self._wanted.remove(*run)
 
     def release(self, run: Run) -> None:
         """The local source gave up on the run."""
-        self._reserved[run.first : run.end] = False
+        self._reserved.remove(*run)
         self._reconsider(run)
-
-    def _unwant(self, run: Run) -> None:
-        part = self.wanted[run.first : run.end]
-        gone = int(np.count_nonzero(part))
-        if gone:
-            part[:] = False
-            self.unasked -= gone
 
     def _reconsider(self, run: Run) -> None:
         span = slice(run.first, run.end)
         before = int(np.count_nonzero(self.wanted[span]))
-        now = ~(self.have.bits[span] | self._reserved[span] | (self._asked[span] > 0))
+        now = ~(self.have.bits[span] | self._reserved.bits[span] | (self._asked[span] > 0))
         self.wanted[span] = now
-        self.unasked += int(np.count_nonzero(now)) - before
+        self._wanted.count += int(np.count_nonzero(now)) - before

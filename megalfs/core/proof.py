@@ -7,16 +7,16 @@ front prove nothing until all hold. So the last segment is always asked for firs
 bytes that fit their chunk ids condemns the manifest, never the peer that sent the bytes.
 
 Nothing here hashes. The driver asks `take`, checks the segments against `states_of`
-(`megalfs_ext.verify_links`, `finish_segment`), and tells `settle`. A manifest without states is proven in
+(`megalfs_ext.verify_file_links`), and tells `settle`. A manifest without states is proven in
 order by `SerialProof`.
 """
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest, segment_count
@@ -25,8 +25,7 @@ from megalfs_ext import INITIAL_STATE
 __all__ = ["Proof", "Segment", "SerialProof", "open_proof", "segment_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True):
     """Bytes `offset` to `offset + length` of the blob; all but the last are 2**20 long."""
 
     k: int
@@ -122,8 +121,7 @@ class Proof:
     def take(self, limit: int = 1) -> tuple[Segment, ...]:
         """Up to `limit` segments to check now: the highest that is ready, then those just below it.
 
-        They lie side by side, so one read and one call check them. A taken segment must be settled or put
-        back.
+        They lie side by side, so `states_of` needs each state once. A taken segment must be settled or put back.
         """
         taken: list[Segment] = []
         while self._ready and len(taken) < limit and not self.is_condemned:
@@ -142,8 +140,7 @@ class Proof:
     def states_of(self, segments: tuple[Segment, ...]) -> bytes:
         """The states around these segments, ascending: one before each, and the one behind if there is one.
 
-        That is what `verify_segments` takes for whole segments. Behind the last segment stands the oid, not a
-        state: check it with `finish_segment(states[-32:], tail, size)`.
+        Behind the last segment stands the oid, not a state.
         """
         low, high = segments[-1].k, segments[0].k
         inner = self._manifest.states[max(low - 1, 0) : high + 1].tobytes()  # states[i] is state i + 1

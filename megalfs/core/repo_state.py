@@ -27,7 +27,8 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import Oid
@@ -57,16 +58,14 @@ _KIND = "repo-state"
 _NONE = "-"
 
 
-@dataclass(frozen=True, slots=True)
-class BundleRef:
+class BundleRef(Struct, frozen=True):
     """A bundle file as a blob."""
 
     oid: Oid
     size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepoState:
+class RepoState(Struct, frozen=True, kw_only=True):
     """One record. Times in seconds since 1970; `previous` and `conflicts` are hashes of records."""
 
     name: str
@@ -114,8 +113,7 @@ class RepoState:
         return now >= self.expires
 
 
-@dataclass(frozen=True, slots=True)
-class SignedState:
+class SignedState(Struct, frozen=True):
     """A record whose signature was checked: `sign` and `parse` are the only ways to one."""
 
     state: RepoState

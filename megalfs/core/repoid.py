@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import unquote
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.refs import parse_commit
@@ -37,8 +38,7 @@ Kind = Literal["pack", "object"]
 Via = Literal["tls", "quic"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RepoId:
+class RepoId(Struct, frozen=True, order=True):
     """The multihash; `str()` is `did:repo:z...`."""
 
     digest: bytes
@@ -83,8 +83,7 @@ def parse_repo_name(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepoUrl:
+class RepoUrl(Struct, frozen=True, kw_only=True):
     """A parsed URL: whom to ask, as whom, for what, and where they may be."""
 
     peer: NodeKey

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import PeerId
@@ -32,8 +33,7 @@ class Shows(Enum):
     GRANTS = "every piece, but it chooses what to send"
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
+class Flight(Struct, eq=False):
     """A run on its way from one peer: `remaining` is what of it is neither verified nor given up."""
 
     run: Run
@@ -45,8 +45,7 @@ class Flight:
     """The idle peer that gets it if the one that was asked says that it has not begun."""
 
 
-@dataclass(slots=True, eq=False)
-class Promise:
+class Promise(Struct, eq=False):
     """A run that a peer will soon hold, it says; not believed for ever. `left` is what it does not hold yet."""
 
     session: Session
@@ -54,8 +53,7 @@ class Promise:
     left: list[Run]
 
 
-@dataclass(slots=True, eq=False)
-class Session:
+class Session(Struct, eq=False):
     """One peer: what it holds, what we expect from it, what it may expect from us."""
 
     peer: PeerId

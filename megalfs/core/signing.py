@@ -9,7 +9,8 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from megalfs.core.identity import KEY_BYTES, NodeKey
 from megalfs.core.ids import ManifestId
@@ -46,14 +47,16 @@ _SMALL_ORDER = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SigningKey:
+class SigningKey(Struct, frozen=True):
     """An Ed25519 private key: the 32-byte seed of RFC 8032. Never shown."""
 
-    seed: bytes = field(repr=False)
+    seed: bytes
 
     def __post_init__(self) -> None:
         assert len(self.seed) == KEY_BYTES
+
+    def __repr__(self) -> str:
+        return f"SigningKey(of {self.public})"
 
     @property
     def public(self) -> NodeKey:
@@ -112,8 +115,7 @@ def decode_signature(text: str) -> bytes:
     return signature
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestSignature:
+class ManifestSignature(Struct, frozen=True):
     """A detached signature over a manifest id; `str()` is `did:key:z6Mk...;<base64url>`."""
 
     key: NodeKey

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from random import Random
+
+from msgspec import Struct, field
 
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
@@ -15,13 +16,13 @@ from megalfs.core.params import SwarmParams
 from megalfs.core.pieces import Pieces
 from megalfs.core.promises import Promises
 from megalfs.core.session import PeerKind, Session, Shows
+from megalfs.core.topology import Tier
 from megalfs.errors import RemoteProtocolError
 
 __all__ = ["SwarmState"]
 
 
-@dataclass(slots=True, eq=False)
-class SwarmState:
+class SwarmState(Struct, eq=False):
     """One swarm's state on this node; it keeps itself consistent and decides nothing."""
 
     manifest: ManifestId
@@ -35,6 +36,8 @@ class SwarmState:
     effects: list[Effect] = field(default_factory=list)
     leechers: int = 0
     """Connected nodes known to lack something; this node does not count."""
+    leechers_at: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
+    """The same by tier."""
 
     def send(self, session: Session, message: SwarmMessage) -> None:
         """Says something to a node; origins hear nothing."""
@@ -45,15 +48,24 @@ class SwarmState:
         """The sessions that hear messages."""
         return [session for session in self.sessions.values() if session.kind is PeerKind.NODE]
 
+    def has_leecher_nearer(self, tier: Tier) -> bool:
+        """Whether a leecher is cheaper to us than that."""
+        return any(count and nearer < tier for nearer, count in self.leechers_at.items())
+
     def check(self, first: int, count: int) -> Run:
         """The run, if the blob has those pieces.
 
         Raises:
             RemoteProtocolError: it has not.
         """
+        return self.check_run(Run(first, count))
+
+    def check_run(self, run: Run) -> Run:
+        """As `check`, of a run as it stands in a message."""
+        first, count = run
         if count < 1 or first < 0 or first > self.pieces.count - count:
             raise RemoteProtocolError(f"{count} pieces from {first}, of {self.pieces.count}")
-        return Run(first, count)
+        return run
 
     def show(self, session: Session, shows: Shows, holds: Bitfield | None = None) -> None:
         """The peer let us know what it holds."""
@@ -102,9 +114,13 @@ class SwarmState:
                 return False
             if not session.is_paused:
                 self.availability.gain_one(session.tier, run.first)
+        elif not holds.has_any(*run):
+            holds.fill(*run)
+            if not session.is_paused:
+                self.availability.gain_all(session.tier, *run)
         else:
             new = ~holds.bits[run.first : run.end]
-            if not holds.add(run.first, run.count):
+            if not holds.add(*run):
                 return False
             if not session.is_paused:
                 self.availability.gain(session.tier, run.first, new)
@@ -135,7 +151,9 @@ class SwarmState:
             session.ban_reason = reason
 
     def _count_in(self, session: Session) -> None:
-        self.leechers += session.is_leecher
+        if session.is_leecher:
+            self.leechers += 1
+            self.leechers_at[session.tier] += 1
         if session.is_paused:
             return
         if session.holds is not None:
@@ -146,7 +164,9 @@ class SwarmState:
             self.availability.add_granter(session.tier)
 
     def _count_out(self, session: Session) -> None:
-        self.leechers -= session.is_leecher
+        if session.is_leecher:
+            self.leechers -= 1
+            self.leechers_at[session.tier] -= 1
         if session.is_paused:
             return
         if session.holds is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from megalfs.core.effects import PeerId
 from megalfs.core.session import PeerKind
@@ -11,8 +11,7 @@ from megalfs.core.topology import Tier
 __all__ = ["AvailabilitySummary", "PeerStatus"]
 
 
-@dataclass(frozen=True, slots=True)
-class AvailabilitySummary:
+class AvailabilitySummary(Struct, frozen=True):
     """Copies of the pieces among connected peers, this node not counted."""
 
     copies_min: int
@@ -21,8 +20,7 @@ class AvailabilitySummary:
     """Index of a piece with the fewest copies; None for an empty blob."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStatus:
+class PeerStatus(Struct, frozen=True):
     """One peer, as `megalfs status` shows it."""
 
     peer: PeerId

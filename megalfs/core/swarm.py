@@ -144,19 +144,32 @@ class Swarm:
 
     def verified(self, peer: PeerId | None, first: int, count: int, *, now: float) -> None:
         """These pieces are verified and readable here: a run, or a part of one. None: found on this disk."""
-        state, run = self._state, Run(first, count)
-        was_complete = state.pieces.is_complete
-        new = state.pieces.add(run)
-        session = None if peer is None else state.sessions.get(peer)
-        if session is not None:
-            size = state.pieces.bytes_of(run)
-            self._fetching.delivered(session, run, size=size, new=new, now=now)
-        if new:
-            self._fetching.settle(run, now)
-            self._news.add(run, rate=self._fetching.rate.rate(now), now=now)
-        if state.pieces.is_complete and not was_complete:
+        self.verified_many([(peer, first, count)], now=now)
+
+    def verified_many(self, parts: Iterable[tuple[PeerId | None, int, int]], *, now: float) -> None:
+        """As `verified`, of all that came lately: who is idle now is asked once, when all of it is known.
+
+        Args:
+            parts: by whom (None: found on this disk), first piece, and count, in the order in which they came.
+        """
+        pieces, sessions = self._state.pieces, self._state.sessions
+        was_complete = pieces.is_complete
+        senders: dict[PeerId, Session] = {}
+        fresh: list[Run] = []
+        for peer, first, count in parts:
+            run = Run(first, count)
+            new = pieces.add(run)
+            if peer is not None and (session := sessions.get(peer)) is not None:
+                senders[peer] = session
+                self._fetching.delivered(session, run, size=pieces.bytes_of(run), new=new, now=now)
+            if new:
+                fresh.append(run)
+        self._fetching.settle(fresh, now)
+        self._news.add(fresh, rate=self._fetching.rate, now=now)
+        if pieces.is_complete and not was_complete:
             self._complete(now)
-        elif session is not None:
+            return
+        for session in senders.values():
             self._fetching.feed_if_idle(session, now)
 
     def corrupt(self, peer: PeerId, pieces: Sequence[int], *, now: float) -> None:
@@ -310,23 +323,24 @@ class Swarm:
                 self._heard_state(session, Shows.GRANTS, now)
             case Expecting(runs=runs):
                 for run in runs:
-                    self._state.promise(session, self._state.check(*run), now)
+                    self._state.promise(session, self._state.check_run(run), now)
             case Lost(runs=runs):
                 for run in runs:
-                    self._state.lose(session, self._state.check(*run))
+                    self._state.lose(session, self._state.check_run(run))
                 self._serving.introduced(now)
             case _:
                 assert_never(message)
 
     def _heard_runs(self, session: Session, runs: tuple[Run, ...], now: float) -> None:
-        checked = [self._state.check(*run) for run in runs]
+        for run in runs:
+            self._state.check_run(run)
         was = session.shows
         if was in (Shows.NOTHING, Shows.GRANTS):
             session.end_credit()
             self._state.show(session, Shows.SOME, Bitfield(self._state.pieces.count))
         pieces = self._state.pieces
-        is_news, is_wanted = not checked, False
-        for run in checked:
+        is_news, is_wanted = not runs, False
+        for run in runs:
             if session.shows is Shows.SOME and self._state.gain(session, run):
                 is_news = True
                 is_wanted = is_wanted or pieces.wants(run)

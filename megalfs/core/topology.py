@@ -6,8 +6,9 @@ piece crosses a thin link about once (the cut bound of research/swarm.md, 3 D).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 __all__ = ["Labels", "Tier", "tier_between"]
 
@@ -22,8 +23,7 @@ class Tier(IntEnum):
     ORIGIN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(Struct, frozen=True):
     """Where a node stands, in the operator's words; empty means not told."""
 
     host: str = ""

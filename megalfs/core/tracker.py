@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, replace
 from random import Random
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megalfs.core.ids import Oid
 from megalfs.core.topology import Labels, tier_between
@@ -31,8 +33,7 @@ _INSTANCE = re.compile(r"[0-9a-f]{32}\Z")
 _LABEL = re.compile(r"[A-Za-z0-9._-]{0,63}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class TrackedPeer:
+class TrackedPeer(Struct, frozen=True):
     """One node as a tracker knows it. `source` is the address that the announcement came from."""
 
     host: str
@@ -54,8 +55,7 @@ class TrackedPeer:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Announcement:
+class Announcement(Struct, frozen=True):
     """What one node says: where it listens, and which blobs it has, whole or in part."""
 
     peer: TrackedPeer

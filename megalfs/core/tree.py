@@ -11,7 +11,8 @@ so no line holds a control character. One set of files has exactly one encoding.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.ids import Oid
 from megalfs.core.pathrules import escape_for_terminal, path_fault, paths_fault, work_tree_fault
@@ -27,8 +28,7 @@ _VERSION = re.compile(rb"megalfs tree [1-9][0-9]{0,8}\n")
 _LINE = re.compile(r"([0-9a-f]{64}) (0|[1-9][0-9]{0,18}) ([x-]) ([^\n]+)\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class TreeEntry:
+class TreeEntry(Struct, frozen=True):
     """One file: its path below the directory, whether it may be executed, and its blob."""
 
     path: str
@@ -37,8 +37,7 @@ class TreeEntry:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(Struct, frozen=True):
     """Files sorted by the UTF-8 bytes of their paths; checked when made.
 
     Raises:

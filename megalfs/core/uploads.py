@@ -7,7 +7,8 @@ slow peer does not cost the others a slot.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import PeerId
@@ -18,8 +19,7 @@ __all__ = ["Upload", "Uploads"]
 MEAN_WEIGHT = 0.1  # of the newest send time in the running mean
 
 
-@dataclass(slots=True, eq=False)
-class Upload:
+class Upload(Struct, eq=False):
     """A run being sent."""
 
     peer: PeerId

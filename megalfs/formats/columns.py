@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.errors import IntegrityError, PolicyError
 from megalfs.formats import strict_json
@@ -31,8 +32,7 @@ _PREAMBLE = struct.Struct("<8sII")
 _ITEM_BYTES = {"<u4": 4, "<u8": 8, "|u1": 1}
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     """One column as the header names it; `shape` is (count,) or (count, width)."""
 
     name: str
@@ -47,8 +47,7 @@ class Column:
         return count
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(Struct, frozen=True):
     """What `unpack` read: the header's own fields, and views of the input by column name."""
 
     fields: dict[str, JsonValue]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 __all__ = ["DIGEST_BYTES", "Digests", "SortedDigests", "digests_from_bytes"]
@@ -21,8 +21,7 @@ def digests_from_bytes(raw: bytes) -> Digests:
     return np.frombuffer(raw, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class SortedDigests:
+class SortedDigests(Struct, frozen=True):
     """Digests in byte order, and where each stood; of equal ones the first stands first."""
 
     keys: NDArray[np.bytes_]

@@ -7,13 +7,12 @@ profile version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 __all__ = ["GGML_TYPES", "GgmlType"]
 
 
-@dataclass(frozen=True, slots=True)
-class GgmlType:
+class GgmlType(Struct, frozen=True):
     """How many bytes hold how many values."""
 
     name: str

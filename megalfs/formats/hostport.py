@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.errors import UsageError
 
@@ -18,8 +19,7 @@ _ZONE = re.compile(r"[A-Za-z0-9._-]{1,15}\Z")  # IFNAMSIZ - 1
 _PORT = re.compile(r"(?:0|[1-9][0-9]{0,4})\Z")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class HostPort:
+class HostPort(Struct, frozen=True, order=True, gc=False):
     """A host name or address, without brackets, and a TCP or UDP port (0 where any port will do)."""
 
     host: str

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from array import array
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from megalfs.formats.limits import SIZE_MAX
 
@@ -36,8 +37,7 @@ REGIONS_MAX = 1 << 21  # two million regions of 256 KiB are 512 GiB; more would 
 _DTYPE = re.compile(r"[A-Za-z0-9_]{1,32}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """One tensor: `shape` outermost first, `offset` from the start of the file, `length` in bytes."""
 
     name: str
@@ -47,8 +47,7 @@ class Tensor:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A file whose header was understood; tensors in file order (offset, length, name)."""
 
     format: str
@@ -56,15 +55,13 @@ class Layout:
     tensors: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Plain:
+class Plain(Struct, frozen=True):
     """A file cut without a header; `reason` is a stable word such as `unknown-format`."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class NeedMore:
+class NeedMore(Struct, frozen=True):
     """The prefix is too short; ask again with the first `prefix_bytes` bytes."""
 
     prefix_bytes: int

@@ -11,8 +11,9 @@ import hashlib
 import re
 import struct
 from array import array
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Self
+
+from msgspec import Struct
 
 from megalfs.core.ids import DIGEST_BYTES, ManifestId, Oid
 from megalfs.errors import IntegrityError, UsageError
@@ -64,8 +65,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LENGTH_MAX = (1 << 32) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkColumns:
+class ChunkColumns(Struct, frozen=True):
     """The `chunks` rows of a JSON manifest, turned into columns."""
 
     lengths: NDArray[np.uint32]
@@ -273,8 +273,7 @@ def _digest_column(name: str, digests: ReadableBuffer) -> Column:
     return Column(name, "|u1", (memoryview(digests).nbytes // DIGEST_BYTES, DIGEST_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedManifest:
+class EncodedManifest(Struct, frozen=True):
     """A manifest that was checked and encoded and is only to be kept: what `Manifest` is, without its columns."""
 
     id: ManifestId

@@ -8,7 +8,8 @@ blob it is.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.ids import Oid
 
@@ -20,8 +21,7 @@ _OID = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _SIZE = re.compile(r"(?:0|[1-9][0-9]{0,18})\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Pointer:
+class Pointer(Struct, frozen=True):
     """Which blob a pointer file stands for, and its size in bytes."""
 
     oid: Oid

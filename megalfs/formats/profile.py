@@ -9,8 +9,9 @@ change.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from msgspec import Struct
 
 from megalfs.errors import PolicyError
 
@@ -23,8 +24,7 @@ MINIMUM_BYTES_MAX = 1024 * KIB  # fastcdc-rs v2020 MINIMUM_MAX
 _ID = re.compile(r"tensor-fastcdc-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})/1\Z")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class Profile(Struct, frozen=True, kw_only=True):
     """Chunk sizes in bytes, each a whole number of KiB, the average a power of two."""
 
     min: int

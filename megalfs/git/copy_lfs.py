@@ -11,9 +11,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.sync import Rounds
 from megalfs.errors import MegalfsError, NotFoundError, PolicyError, SpaceError
@@ -36,8 +37,7 @@ BLOBS_AT_ONCE = 10_000  # of less than 1 KiB each
 FREE_SHARE_MIN = 20  # a twentieth of a disk is left to its user, unless he asked
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(Struct, frozen=True):
     """The large files of one copy that are here."""
 
     count: int

@@ -27,7 +27,7 @@ class FirstClone:
 
     def __init__(
         self, repository: Path
-    ) -> None:  # no dataclass: its import would be a tenth of the helper's start
+    ) -> None:  # no Struct: its import would be a tenth of the helper's start
         self.repository = repository
 
     @classmethod

@@ -15,11 +15,12 @@ import os
 import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megalfs.errors import (
     MegalfsError,
@@ -59,8 +60,7 @@ _LOGIN_HINT = (
 Body = Callable[[], bytes | AsyncIterator[bytes]]  # made anew for each try
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """Where an object goes; `is_node` when the server is one of us and can pull it."""
 
     put: Action

@@ -8,11 +8,12 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from megalfs.errors import MegalfsError
 from megalfs.git.lfs_setup import AGENT_URL, git, installed, stub_path
@@ -30,8 +31,7 @@ CONNECTIONS_MAX = 16
 GIT_LFS_MIN = (3, 0)  # of Debian 12 and Ubuntu 22.04; older ones lack fixes of the transfer queue
 
 
-@dataclass(frozen=True, slots=True)
-class LfsFinding:
+class LfsFinding(Struct, frozen=True):
     """As `cli.doctor.Finding`."""
 
     id: str

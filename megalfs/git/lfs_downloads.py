@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Coroutine, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, StoreError
@@ -40,8 +42,7 @@ SYNC_AFTER_S = 20.0
 COPIED_MAX = 3  # an object that leaves the store while it is handed over is pulled again
 
 
-@dataclass(slots=True)
-class _Running:
+class _Running(Struct):
     """One pull, and how many agents wait for it."""
 
     task: asyncio.Task[None]

@@ -9,9 +9,10 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.errors import NotAuthorisedError, NotFoundError, StoreError, UsageError
 
@@ -31,8 +32,7 @@ create table if not exists locks (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(Struct, frozen=True):
     """One locked path."""
 
     id: str

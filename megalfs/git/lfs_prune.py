@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from random import SystemRandom
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 import megalfs_ext
 from megalfs.core.ids import Oid
@@ -35,8 +36,7 @@ PEERS_ASKED_MAX = 32
 OBJECTS_MAX = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class PruneRequest:
+class PruneRequest(Struct, frozen=True):
     """What the command line found in a work tree; git-lfs itself says which objects nothing here needs."""
 
     oids: tuple[Oid, ...]

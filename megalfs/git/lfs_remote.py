@@ -10,9 +10,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.repoid import RepoUrl
@@ -100,8 +101,7 @@ def parse_remote(text: str) -> RepoUrl | None:
     return url if url is not None and url.kind == "pack" else None
 
 
-@dataclass(slots=True)
-class _Asking:
+class _Asking(Struct):
     """The stream to one remote, and who waits for it."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -14,11 +14,12 @@ import configparser
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from megalfs.core.manifest import MANIFEST_BYTES_MAX, Manifest
 from megalfs.errors import MegalfsError, NotAuthorisedError, NotFoundError, TemporaryError, UsageError
@@ -60,8 +61,7 @@ _VARIABLES = {
 _ROLES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(Struct, frozen=True):
     """One bucket and prefix."""
 
     url: str

@@ -12,9 +12,10 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.link import parse_http_url
@@ -34,8 +35,7 @@ DEFAULT_PORT = 7427
 ENTRIES_MAX = 64  # peers, and trackers, that one repository may name
 
 
-@dataclass(frozen=True, slots=True)
-class RepositoryFile:
+class RepositoryFile(Struct, frozen=True):
     """What `.megalfs.toml` says."""
 
     peers: tuple[HostPort, ...] = ()
@@ -117,8 +117,7 @@ def _check_host(host: str) -> None:
             raise UsageError(f"a repository may not name {host!r}: {address} is no peer")
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
+class Sources(Struct, frozen=True):
     """Peers and trackers of one repository; `strangers` are the `host:port` that only the repository names."""
 
     peers: tuple[HostPort, ...]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from megalfs.core.ids import Oid
 from megalfs.errors import UsageError
@@ -22,8 +23,7 @@ PEERS_HEADER = "Megalfs-Peers"
 HINTS_MAX = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """Where an LFS server has an object, or wants it: only in hybrid mode."""
 
     href: str
@@ -45,8 +45,7 @@ class Action:
         return [HostPort.parse(part.strip()) for part in text.split(",")[:HINTS_MAX] if part.strip()]
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(Struct, frozen=True):
     """What the agent knows."""
 
     oid: Oid

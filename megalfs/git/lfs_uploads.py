@@ -8,8 +8,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, UsageError
@@ -44,8 +45,7 @@ SCOPED_MAX = 100_000
 SCOPES_FILE = "trackers.json"
 
 
-@dataclass(slots=True)
-class _Session:
+class _Session(Struct):
     """One push: what it brought, and how much of that nobody else has."""
 
     files: int = 0
@@ -54,8 +54,7 @@ class _Session:
     alone_bytes: int = 0
 
 
-@dataclass(slots=True)
-class _Reached:
+class _Reached(Struct):
     """How far one object is: on its way to a home once there is one, else hashed."""
 
     has_home: bool

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.repo_state import BundleRef, RepoState, SignedState

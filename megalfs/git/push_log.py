@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.refs import check_ref
@@ -25,8 +26,7 @@ __all__ = ["Push", "push_log", "read_pushes"]
 READ_BYTES_MAX = 4 << 20  # the last ten thousand or so
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(Struct, frozen=True):
     """One ref that somebody moved; `old` or `new` is all zeros where it was made or deleted."""
 
     time: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.refs import check_ref
@@ -27,8 +28,7 @@ __all__ = [
 DEFAULT_BRANCH = "refs/heads/main"
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """What a repository shares: branches and tags that other nodes accept, and which branch HEAD is on."""
 
     refs: dict[str, str]

@@ -12,9 +12,10 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.errors import MegalfsError, NotFoundError, StoreError
 from megalfs.formats.pointer import POINTER_BYTES_MAX, Pointer
@@ -39,8 +40,7 @@ _TOKENS = re.compile(r"\*\*/|\*\*|\*|\?|[^*?]+")
 _GLOB = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Struct, frozen=True):
     """Which paths are wanted, by patterns as git-lfs reads them: a directory means everything in it."""
 
     include: tuple[str, ...] = ()
@@ -59,8 +59,7 @@ def _is_match(pattern: str, path: str) -> bool:
     return re.fullmatch(f"{anywhere}{regex}(?:/.*)?", path) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkTree:
+class WorkTree(Struct, frozen=True):
     """One work tree, and where its LFS objects are: linked work trees share them."""
 
     top: Path
@@ -202,8 +201,7 @@ class WorkTree:
         return done.stdout
 
 
-@dataclass(frozen=True, slots=True)
-class WorkTreePull:
+class WorkTreePull(Struct, frozen=True):
     """Pointer files of one work tree that are to be replaced, and whom to ask."""
 
     tree: WorkTree

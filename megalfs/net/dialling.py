@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.signing import SigningKey
@@ -16,8 +17,7 @@ from megalfs.net.link_tls import TlsCarrier
 __all__ = ["PeerStream", "open_stream"]
 
 
-@dataclass(frozen=True, slots=True)
-class PeerStream:
+class PeerStream(Struct, frozen=True):
     """A stream and the link it lives on."""
 
     stream: Stream

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.codec import FRAME_BYTES_MAX, Decoder, encode
 from megalfs.core.messages import Hello
@@ -41,8 +42,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 RESPONSE_BYTES_MAX = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Upgraded:
+class Upgraded(Struct, frozen=True):
     """A raw connection after the 101, and the nonce that the other side wants signed."""
 
     sock: socket.socket

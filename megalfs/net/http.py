@@ -15,10 +15,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
+
+from msgspec import Struct, field
 
 from megalfs.errors import (
     NotAuthorisedError,
@@ -51,8 +52,7 @@ RETRY_AFTER_S_MAX = 30.0  # a pull looks for other sources when nothing came for
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """A whole, bounded answer."""
 
     status: int
@@ -195,8 +195,7 @@ class Connection:
         self.http.close()
 
 
-@dataclass(frozen=True, slots=True)
-class HttpClient:
+class HttpClient(Struct, frozen=True):
     """Short requests with bounded answers.
 
     Attributes:

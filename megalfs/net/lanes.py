@@ -12,8 +12,9 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from megalfs.core.codec import encode
 from megalfs.core.ids import ManifestId
@@ -39,8 +40,7 @@ class UploadSource(Protocol):
         """Raises StoreError when the file is no longer the one whose chunks were verified."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(Struct, frozen=True):
     """One run to send: where its bytes lie, and who wants to know when they are out."""
 
     manifest_id: ManifestId

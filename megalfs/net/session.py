@@ -12,8 +12,9 @@ import contextlib
 import queue
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
+
+from msgspec import Struct, field
 
 from megalfs.core.codec import Decoder, encode
 from megalfs.core.ids import ManifestId
@@ -28,8 +29,7 @@ __all__ = ["CONTROL_QUEUE_BYTES_MAX", "Control", "Session", "SessionTotals", "op
 CONTROL_QUEUE_BYTES_MAX = 4 << 20
 
 
-@dataclass(slots=True)
-class SessionTotals:
+class SessionTotals(Struct):
     """Bytes of pieces, verified in and sent out, and pieces refused as wrong."""
 
     bytes_in: int = 0
@@ -88,8 +88,7 @@ class Control(asyncio.Protocol):
             self._ended.set_exception(error)
 
 
-@dataclass(eq=False)
-class Session:
+class Session(Struct, eq=False):
     """One peer. Created after the handshake; owned by the event loop.
 
     Attributes:

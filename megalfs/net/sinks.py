@@ -11,10 +11,10 @@ import mmap
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct
 
 import megalfs_ext
 from megalfs.core.ids import ManifestId
@@ -45,8 +45,7 @@ class Sink(Protocol):
         """True when the pull has ended and what still arrives is to be thrown away."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """Where a lane reports, from its thread.
 
     Attributes:

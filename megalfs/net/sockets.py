@@ -11,7 +11,8 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.errors import BusyError, MegalfsError, NotAuthorisedError, TemporaryError, UsageError
 from megalfs.formats.hostport import HostPort
@@ -25,8 +26,7 @@ RECEIVE_TIMEOUT_S = 0.5
 NOTSENT_LOWAT_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class SocketOptions:
+class SocketOptions(Struct, frozen=True):
     """What the operator may set on bulk sockets. `congestion` names a TCP congestion control, "" the system's."""
 
     congestion: str = ""

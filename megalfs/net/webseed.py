@@ -12,8 +12,9 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
@@ -200,8 +201,7 @@ def blocks(response: http.client.HTTPResponse, url: str, size: int) -> Iterator[
         raise TemporaryError(f"{url} ended early")
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
+class _Wanted(Struct, frozen=True):
     manifest_id: ManifestId
     first: int
     count: int

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct, field
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
@@ -47,8 +48,7 @@ REPORT_SHARE_MAX = 0.1  # of the event loop: adding up 10,000 files takes 30 ms
 PULL_PORTS = range(7427, 7448)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullOptions:
+class PullOptions(Struct, frozen=True, kw_only=True):
     """What the user asked for beside the targets."""
 
     dest: Path | None = None
@@ -69,8 +69,7 @@ class PullOptions:
     proxies: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressSnapshot:
+class ProgressSnapshot(Struct, frozen=True):
     """How far a pull is, over all its files."""
 
     name: str
@@ -83,8 +82,7 @@ class ProgressSnapshot:
     phase: str
 
 
-@dataclass(frozen=True, slots=True)
-class PulledFile:
+class PulledFile(Struct, frozen=True):
     """One file, whole and proven at its place."""
 
     oid: Oid
@@ -92,8 +90,7 @@ class PulledFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class PullSummary:
+class PullSummary(Struct, frozen=True):
     """What a pull did."""
 
     files: list[PulledFile]
@@ -106,8 +103,7 @@ class PullSummary:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedLink:
+class PublishedLink(Struct, frozen=True):
     """One PATH that a node publishes."""
 
     path: Path
@@ -118,8 +114,7 @@ class PublishedLink:
     link: Link
 
 
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
+class NodeInfo(Struct, frozen=True):
     """A node that is ready."""
 
     key: NodeKey

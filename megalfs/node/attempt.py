@@ -12,10 +12,11 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.manifest import Manifest
@@ -58,8 +59,7 @@ class Outcome(Enum):
     STARVED = "starved"
 
 
-@dataclass(slots=True)
-class _Dial:
+class _Dial(Struct):
     """Our efforts to keep one peer in the swarm."""
 
     task: asyncio.Task[None] | None = None
@@ -70,6 +70,7 @@ class _Dial:
 class _PartialSink:
     """What lanes see of the partial; a write error ends the attempt, not the lane's peer.
 
+    One lane writes at a time: the kernel lets no two write one file either, and has the second spin meanwhile.
     After `close` nothing is written any more: the descriptor may belong to another file by then.
     """
 
@@ -77,39 +78,33 @@ class _PartialSink:
         self.manifest = manifest
         self._partial = partial
         self._failed = failed
-        self._idle = threading.Condition()
-        self._writer_count = 0
+        self._writing = threading.Lock()
         self._is_closed = False
         self._error: MegalfsError | None = None
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Writes verified bytes; drops them when the pull has ended."""
-        with self._idle:
+        with self._writing:
             if self._error is not None:
                 raise self._error
             if self._is_closed:
                 return
-            self._writer_count += 1
-        try:
-            self._partial.write(offset, buffer)
-        except MegalfsError as error:
-            self._error, self._is_closed = error, True
-            self._failed(error)
-            raise
-        finally:
-            with self._idle:
-                self._writer_count -= 1
-                self._idle.notify_all()
+            try:
+                self._partial.write(offset, buffer)
+            except MegalfsError as error:
+                self._error, self._is_closed = error, True
+                self._failed(error)
+                raise
 
     def is_closed(self) -> bool:
         """Whether the pull has ended."""
         return self._is_closed
 
     def close(self) -> None:
-        """Waits for writes that have begun, each at most a granule."""
-        with self._idle:
-            self._is_closed = True
-            self._idle.wait_for(lambda: not self._writer_count)
+        """Waits for a write that has begun, which is at most a granule."""
+        self._is_closed = True
+        with self._writing:
+            pass
 
 
 class Attempt:

@@ -8,7 +8,8 @@ end), then those that more peers hold. A manifest without states can only be pro
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId
@@ -18,8 +19,7 @@ from megalfs.node.sources import Offer
 __all__ = ["Candidate", "rank"]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """One manifest, who offers it, and the trusted key that signed it, if one did."""
 
     manifest_id: ManifestId

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol, assert_never
+
+from msgspec import Struct, field
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.codec import encode
@@ -31,6 +32,7 @@ from megalfs.net.session import Session
 from megalfs.net.sinks import Progress, Sink
 from megalfs.net.webseed import Origin, WebSeedLane
 from megalfs.node.peers import PeerHub
+from megalfs.node.reports import Part
 
 __all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
 
@@ -46,8 +48,7 @@ def _told(session: Session) -> PeerAddress | None:
     return None if address is None else PeerAddress(address.host, address.port, session.hello.instance)
 
 
-@dataclass(slots=True)
-class SwarmTotals:
+class SwarmTotals(Struct):
     """Verified bytes by source, and refused pieces by source, since this swarm began."""
 
     by_peer: dict[str, int] = field(default_factory=dict)
@@ -75,8 +76,7 @@ class Arrival(Protocol):
         """A source went away; perhaps none is left."""
 
 
-@dataclass(slots=True)
-class _WebSeed:
+class _WebSeed(Struct):
     name: str
     wanted: queue.SimpleQueue[object]
     lanes: list[WebSeedLane]
@@ -295,10 +295,11 @@ class SwarmDriver:
         """A DATA header came."""
         self._arriving(PeerId(session.id), first, count)
 
-    def verified(self, session: Session, first: int, count: int) -> None:
-        """Pieces from a node are verified and in the partial."""
-        session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
-        self._verified(PeerId(session.id), first, count)
+    def verified_many(self, parts: Sequence[Part]) -> None:
+        """Pieces from nodes are verified and in the partial."""
+        for session, first, count in parts:
+            session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
+        self._verified_many([(PeerId(session.id), first, count) for session, first, count in parts])
 
     def corrupt(self, session: Session, pieces: list[int]) -> None:
         """Wrong bytes from a node."""
@@ -331,15 +332,20 @@ class SwarmDriver:
             self._step()
 
     def _verified(self, peer: PeerId, first: int, count: int) -> None:
+        self._verified_many([(peer, first, count)])
+
+    def _verified_many(self, parts: Sequence[tuple[PeerId, int, int]]) -> None:
         if self._is_closed:
             return
-        size = self.manifest.run_extent(first, count)[1]
-        name = self.names[peer]
-        self.totals.by_peer[name] = self.totals.by_peer.get(name, 0) + size
-        if name in self._origin_names:
-            self.totals.bytes_origin += size
-        self.swarm.verified(peer, first, count, now=self._loop.time())
-        self._stored(first, count)
+        for peer, first, count in parts:
+            size = self.manifest.run_extent(first, count)[1]
+            name = self.names[peer]
+            self.totals.by_peer[name] = self.totals.by_peer.get(name, 0) + size
+            if name in self._origin_names:
+                self.totals.bytes_origin += size
+        self.swarm.verified_many(parts, now=self._loop.time())
+        for _, first, count in parts:
+            self._stored(first, count)
         self._step()
 
     def _corrupt(self, peer: PeerId, pieces: list[int]) -> None:

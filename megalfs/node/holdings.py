@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.ids import ManifestId, Oid
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Holding", "holding_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(Struct, frozen=True):
     """An open file, and which bytes of it are verified; `have` is None for a blob without a manifest."""
 
     source: PieceSource

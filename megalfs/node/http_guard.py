@@ -14,8 +14,9 @@ import ipaddress
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from megalfs.core.identity import NodeKey
 from megalfs.errors import RemoteProtocolError, UsageError
@@ -42,8 +43,7 @@ def make_token(identity: LocalIdentity) -> str:
     return base64.urlsafe_b64encode(identity.key.raw + expiry + signature).decode("ascii").rstrip("=")
 
 
-@dataclass(slots=True)
-class TokenSource:
+class TokenSource(Struct):
     """This node's token, signed anew now and then: a pull of 10,000 small files sends it 20,000 times."""
 
     identity: LocalIdentity
@@ -58,8 +58,7 @@ class TokenSource:
         return self._token
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
+class Guard(Struct, frozen=True):
     """The rules of one node."""
 
     local_token: str

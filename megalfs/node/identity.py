@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from megalfs.core import signing
 from megalfs.core.identity import NodeKey
@@ -12,8 +12,7 @@ from megalfs.errors import PolicyError, RemoteProtocolError
 __all__ = ["LocalIdentity"]
 
 
-@dataclass(frozen=True, slots=True)
-class LocalIdentity:
+class LocalIdentity(Struct, frozen=True):
     """An Ed25519 key pair: of the root, or made for one process that has no root's key."""
 
     key: NodeKey

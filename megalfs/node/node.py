@@ -14,9 +14,10 @@ import secrets
 import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.config import Settings
 from megalfs.core.bitfield import Bitfield
@@ -62,8 +63,7 @@ IDLE_CHECK_S = 15.0
 BACKLOG = 512
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     """Since the process started."""
 
     bytes_served_http: int = 0
@@ -73,8 +73,7 @@ class Totals:
     pieces_rejected: int = 0
 
 
-@dataclass(eq=False)
-class _Active:
+class _Active(Struct, eq=False):
     driver: SwarmDriver
     source: PieceSource
     is_pull: bool

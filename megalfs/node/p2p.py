@@ -11,9 +11,10 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs import __version__
 from megalfs.core.announcements import Announcement, NodeAddress, NodeBody
@@ -47,8 +48,7 @@ _ANY = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 _ELSEWHERE = "192.0.2.1"  # TEST-NET-1: whatever the default route is
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class P2pOptions:
+class P2pOptions(Struct, frozen=True, kw_only=True):
     """What the user asked for; `addr` None is the default port, or any when that is taken."""
 
     alias: str = ""

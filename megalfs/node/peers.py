@@ -12,10 +12,12 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from megalfs.core.effects import PeerId
 from megalfs.core.identity import NodeKey
@@ -43,6 +45,7 @@ from megalfs.net.sinks import Progress, Sink
 from megalfs.net.sockets import SocketOptions, tune
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
+from megalfs.node.reports import Part, Reports
 
 __all__ = ["HubOptions", "PeerHub", "SwarmEnd"]
 
@@ -64,13 +67,12 @@ class SwarmEnd(Protocol):
     def received(self, session: Session, message: SwarmMessage) -> None: ...
     def sink(self) -> Sink | None: ...
     def arriving(self, session: Session, first: int, count: int) -> None: ...
-    def verified(self, session: Session, first: int, count: int) -> None: ...
+    def verified_many(self, parts: Sequence[Part]) -> None: ...
     def corrupt(self, session: Session, pieces: list[int]) -> None: ...
     def progressed(self, session: Session, size: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class HubOptions:
+class HubOptions(Struct, frozen=True):
     """Who we say we are, and our limits."""
 
     advertise: str = ""
@@ -112,6 +114,7 @@ class PeerHub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._dialling: dict[tuple[str, int], asyncio.Task[Session]] = {}
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="megalfs-start")
+        self._reports = Reports(self._verified)
         self.is_closed = False
 
     # --- opening and closing -------------------------------------------------------------------------
@@ -349,21 +352,23 @@ class PeerHub:
         self._start(session, lane)
 
     def _start_receiving(self, session: Session, sock: socket.socket) -> None:
+        reports = self._reports
+
         def closed(lane: ReceiveLane, error: MegalfsError | None) -> None:
-            self.post(self._lane_ended, session, lane, error)
+            reports.put(partial(self._lane_ended, session, lane, error))
 
         def with_swarm(call: Callable[[SwarmEnd], Callable[..., None]]) -> Callable[..., None]:
-            def posted(manifest_id: ManifestId, *arguments: object) -> None:
-                self.post(self._to_swarm, manifest_id, call, session, *arguments)
+            def report(manifest_id: ManifestId, *arguments: object) -> None:
+                reports.put(partial(self._to_swarm, manifest_id, call, session, *arguments))
 
-            return posted
+            return report
 
         lane = ReceiveLane(
             sock,
             sink_of=self._sink_of,
             arriving=with_swarm(lambda swarm: swarm.arriving),
             progress=Progress(
-                verified=with_swarm(lambda swarm: swarm.verified),
+                verified=lambda manifest_id, *run: reports.verified(manifest_id, session, *run),
                 corrupt=with_swarm(lambda swarm: swarm.corrupt),
                 progressed=with_swarm(lambda swarm: swarm.progressed),
             ),
@@ -390,6 +395,10 @@ class PeerHub:
         swarm = self._find_swarm(manifest_id)
         return None if swarm is None else swarm.sink()
 
+    def _verified(self, manifest_id: ManifestId, parts: list[Part]) -> None:
+        if (swarm := self._find_swarm(manifest_id)) is not None:
+            swarm.verified_many(parts)
+
     def _to_swarm(
         self,
         manifest_id: ManifestId,
@@ -397,8 +406,7 @@ class PeerHub:
         session: Session,
         *arguments: object,
     ) -> None:
-        swarm = self._find_swarm(manifest_id)
-        if swarm is not None:
+        if (swarm := self._find_swarm(manifest_id)) is not None:
             call(swarm)(session, *arguments)
 
     def _lane_ended(self, session: Session, lane: ReceiveLane | SendLane, error: MegalfsError | None) -> None:

@@ -14,7 +14,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from megalfs.core.ids import Oid
 from megalfs.errors import (
@@ -54,8 +55,7 @@ class TooSlowError(TemporaryError):
     """It sends, but would take forever."""
 
 
-@dataclass(frozen=True, slots=True)
-class PlainSource:
+class PlainSource(Struct, frozen=True):
     """One URL that may have the whole blob."""
 
     name: str
@@ -65,8 +65,7 @@ class PlainSource:
     may_redirect: bool = True
 
 
-@dataclass(slots=True)
-class PlainPull:
+class PlainPull(Struct):
     """Tries sources in order into one partial. Counters may be read while it runs."""
 
     oid: Oid

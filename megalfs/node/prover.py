@@ -7,17 +7,19 @@ there. What is read back comes from the page cache: a moment ago a lane wrote it
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+
+import numpy as np
 
 import megalfs_ext
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest
 from megalfs.core.proof import Proof, Segment, SerialProof, open_proof
 from megalfs.errors import StoreError
-from megalfs.net.sinks import GranuleBuffer
 
 __all__ = ["Prover"]
 
@@ -40,9 +42,6 @@ class Prover:
         self._news: list[tuple[int, int]] = []
         self._wake = threading.Condition()
         self._is_stopped = False
-        self._serial = hashlib.sha256()
-        self._memory = GranuleBuffer(max(1, min(BATCH_SEGMENTS * SEGMENT_BYTES, manifest.size)))
-        self._buffer = self._memory.view
         self._thread = threading.Thread(target=self._run, name="megalfs-prover", daemon=True)
 
     def start(self) -> None:
@@ -62,21 +61,17 @@ class Prover:
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join()
-        self._memory.close()
 
     def _run(self) -> None:
         try:
-            while not (self.proof.is_proven or self.proof.is_condemned):
-                if not self._gather():
-                    return
-                if isinstance(self.proof, SerialProof):
-                    self._hash_next(self.proof)
-                else:
-                    self._check_batch(self.proof)
+            if isinstance(self.proof, SerialProof):
+                is_settled = self._hash_all(self.proof)
+            else:
+                is_settled = self._check_all(self.proof)
+            if not is_settled:
+                return
         except OSError as error:
             self.error = StoreError(f"cannot read back what was written: {error.strerror or error}")
-        except StoreError as error:
-            self.error = error
         self._settled()
 
     def _gather(self) -> bool:
@@ -104,41 +99,41 @@ class Prover:
             self.proof.on_disk(first, count)
         return True
 
-    def _read(self, segments: Sequence[Segment], at: int) -> memoryview:
-        """Segments that lie side by side, read into the buffer at `at`."""
-        size = sum(segment.length for segment in segments)
-        view = self._buffer[at : at + size]
-        if os.preadv(self._fileno(), [view], min(segment.offset for segment in segments)) != size:
-            raise StoreError("the partial is shorter than what was written")
-        return view
+    def _hash_all(self, proof: SerialProof) -> bool:
+        """One SHA-256 in order; False when the pull has ended before."""
+        hasher = hashlib.sha256()
+        buffer = bytearray(min(SEGMENT_BYTES, self._manifest.size))
+        while not proof.is_all_taken:
+            if not self._gather():
+                return False
+            for segment in proof.take(BATCH_SEGMENTS):
+                view = memoryview(buffer)[: segment.length]
+                if os.preadv(self._fileno(), [view], segment.offset) != segment.length:
+                    raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+                hasher.update(view)
+        proof.finish(hasher.digest())
+        return True
 
-    def _hash_next(self, proof: SerialProof) -> None:
-        segments = proof.take(BATCH_SEGMENTS)
-        if segments:
-            self._serial.update(self._read(segments, 0))
-        if proof.is_all_taken:
-            proof.finish(self._serial.digest())
+    def _check_all(self, proof: Proof) -> bool:
+        """Every link, in whatever order its bytes come; False when the pull has ended before."""
+        while not (proof.is_proven or proof.is_condemned):
+            if not self._gather():
+                return False
+            self._check_batch(proof)
+        return True
 
     def _check_batch(self, proof: Proof) -> None:
-        """Reads what is ready, up to a batch, wherever in the file it lies; checks all of it in one call."""
+        """Checks what is ready, up to a batch, wherever in the file it lies, in one call."""
         batch: list[Segment] = []
         before, after = bytearray(), bytearray()
         while group := proof.take(BATCH_SEGMENTS - len(batch)):
+            states = proof.states_of(group)
             if group[0].k == len(self._manifest.states):
-                self._check_last(proof, group[0])
-                group = group[1:]
-            if group:
-                states = proof.states_of(group)
-                self._read(group, len(batch) * SEGMENT_BYTES)
-                batch += reversed(group)
-                before += states[:-32]
-                after += states[32:]
-        bad = megalfs_ext.verify_links(self._buffer[: len(batch) * SEGMENT_BYTES], before, after)
+                states += self._manifest.oid.raw  # behind the last segment
+            batch += reversed(group)
+            before += states[:-32]
+            after += states[32:]
+        offsets = np.array([segment.offset for segment in batch], np.uint64)
+        bad = megalfs_ext.verify_file_links(self._fileno(), self._manifest.size, offsets, before, after)
         for index, segment in enumerate(batch):
             proof.settle(segment, holds=index not in bad)
-
-    def _check_last(self, proof: Proof, segment: Segment) -> None:
-        """Behind the last segment stands the oid."""
-        state, size = proof.states_of((segment,)), self._manifest.size
-        digest = megalfs_ext.finish_segment(state, self._read((segment,), 0), size)
-        proof.settle(segment, holds=digest == self._manifest.oid.raw)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import NotFoundError
@@ -25,8 +26,7 @@ __all__ = ["Entry", "link_of", "publish_path", "size_of"]
 NAME_LIFE_S = 366 * 86400  # a name that nobody publishes again is followed for a year
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One PATH, published: a file, or a directory as the tree of its files."""
 
     path: Path

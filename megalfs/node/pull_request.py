@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
@@ -14,16 +15,14 @@ from megalfs.formats.hostport import HostPort
 __all__ = ["PullCounts", "PullRequest"]
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(Struct, frozen=True):
     """Where one blob is known to be: URLs with the headers that go to each and to nobody else, and manifests of it."""
 
     origins: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     manifests: tuple[Manifest, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullRequest:
+class PullRequest(Struct, frozen=True, kw_only=True):
     """What to pull and where to; `may_replace` is asked at the end whether a file at the target may go."""
 
     oid: Oid
@@ -46,8 +45,7 @@ class PullRequest:
     is_linked: bool = False  # another store will have a hard link of the target: see store.identity
 
 
-@dataclass(slots=True)
-class PullCounts:
+class PullCounts(Struct):
     """Bytes by where they came from, pieces refused; added up over all attempts."""
 
     phase: str = "finding"

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from megalfs.core.ids import Oid
 from megalfs.core.pathrules import name_fault, work_tree_fault
@@ -36,8 +37,7 @@ log = logging.getLogger(__name__)
 PULLS_AT_ONCE = 4
 
 
-@dataclass(slots=True)
-class _Job:
+class _Job(Struct):
     """One file: what is wanted and where it goes; then the running pull, then its final counts."""
 
     wanted: Wanted

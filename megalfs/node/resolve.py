@@ -12,8 +12,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import ManifestId, Oid
@@ -36,8 +37,7 @@ _PATH = re.compile(r"~?\.{0,2}/")  # no name begins so: `/x`, `./x`, `../x`, `~/
 RECORDS_MAX = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class Wanted(Struct, frozen=True, kw_only=True):
     """One blob to pull; `target` is set where the TARGET itself says so (a pointer file)."""
 
     oid: Oid
@@ -53,8 +53,7 @@ class Wanted:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NameSources:
+class NameSources(Struct, frozen=True):
     """Whom to ask for a name, and whose word counts.
 
     Attributes:

@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
+
+from msgspec import Struct, field
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.manifest import MANIFEST_BYTES_MAX, Manifest
@@ -44,8 +45,7 @@ class PeerAnswer(Enum):
     UNREACHABLE = "unreachable"
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """One manifest at one peer; `size` and `is_complete` are only its word."""
 
     manifest_id: ManifestId
@@ -56,8 +56,7 @@ class Offer:
     is_complete: bool
 
 
-@dataclass(slots=True)
-class _Peer:
+class _Peer(Struct):
     address: HostPort
     answer: PeerAnswer = PeerAnswer.ASKING
     offers: list[Offer] = field(default_factory=list)

@@ -8,10 +8,10 @@ so a hit is compared in full.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,7 @@ DigestKind = Literal["blake3", "sha256"]
 ENTRIES_MAX = 4 << 20  # 12 bytes each: 48 MiB, the chunks of 1 TB at the default profile
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Struct, frozen=True):
     """Prefixes in order, and the piece each belongs to."""
 
     prefixes: NDArray[np.uint64]

@@ -12,8 +12,10 @@ import os
 import stat
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.store.files import nonce
@@ -46,8 +48,7 @@ HEARTBEAT_S_MAX = 30.0  # a puller flushes five times a second; a machine under 
 GIVE_BACK_S_MAX = 0.05  # how long a ticket may be away while somebody looks into it
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """A partial that is ours now: open files, and what its sidecar says from now on."""
 
     fd: int

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from array import array
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 import megalfs_ext
 from megalfs.core.chunker import (
@@ -37,8 +38,7 @@ SLOT_BYTES = (
 PREFIX_BYTES = 256 << 10  # the header of a 1 GB safetensors file has some 50 KB
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(Struct, frozen=True):
     """Whole chunks of a file. `view` is valid until its slot is used again."""
 
     view: memoryview

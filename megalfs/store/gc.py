@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from megalfs.core.ids import Oid
 from megalfs.store.claim import PART_SUFFIX, STATE_SUFFIX, is_abandoned, silence_s
@@ -25,8 +26,7 @@ __all__ = ["PARTIAL_AGE_S", "GcReport", "collect"]
 PARTIAL_AGE_S = 7 * 86400.0  # an abandoned partial is worth resuming for a week
 
 
-@dataclass(slots=True)
-class GcReport:
+class GcReport(Struct):
     """What was, or with `is_dry` would be, removed."""
 
     is_dry: bool

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megalfs.errors import StoreError
 from megalfs.store.files import kind_of
@@ -30,8 +32,7 @@ class ChangedError(StoreError):
     """A file is not the one that was hashed: it was edited, truncated or replaced."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Struct, frozen=True):
     """Device, inode, size in bytes, and the two times in nanoseconds since 1970."""
 
     dev: int

@@ -17,9 +17,10 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import BusyError, MegalfsError, SpaceError, StoreError
@@ -65,8 +66,7 @@ _CORRUPT = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """One file that holds a blob; a suspect one changed and is not served before it was hashed again."""
 
     path: Path
@@ -74,8 +74,7 @@ class Place:
     is_suspect: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class KnownManifest:
+class KnownManifest(Struct, frozen=True):
     """What is known of one manifest: `is_computed` when this machine hashed the bytes itself."""
 
     id: ManifestId
@@ -85,8 +84,7 @@ class KnownManifest:
     is_refuted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(Struct, frozen=True):
     """One blob of the index. `manifests` holds no refuted one; those computed here come first."""
 
     oid: Oid

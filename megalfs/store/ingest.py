@@ -14,9 +14,11 @@ import queue
 import threading
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 import megalfs_ext
 from megalfs.core.ids import ManifestId, Oid
@@ -38,8 +40,7 @@ SLOTS = 4  # 3 MiB each: one being read, one being hashed, two in between
 LANES_BYTES, LANES_SLOTS = 16 << 20, 3
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """One file that the store holds now."""
 
     oid: Oid

@@ -17,11 +17,11 @@ import stat
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from msgspec.structs import replace
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.ids import Oid

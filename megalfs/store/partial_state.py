@@ -17,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.bitfield import Bitfield
 from megalfs.core.ids import ManifestId, Oid
@@ -38,8 +39,7 @@ HEADER_BYTES = 4096
 STATE_BYTES_MAX = HEADER_BYTES + (8 << 20)  # one bit for each chunk a manifest may have, and then some
 
 
-@dataclass(frozen=True, slots=True)
-class PartialState:
+class PartialState(Struct, frozen=True):
     """What a sidecar says. `pieces` is 0 when the manifest was not known."""
 
     oid: Oid

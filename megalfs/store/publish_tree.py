@@ -7,9 +7,10 @@ since a cycle or half a home directory would follow. Our own partials and `.git`
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from megalfs.core.pathrules import escape_for_terminal, path_fault, paths_fault
 from megalfs.errors import PolicyError, UsageError
@@ -28,8 +29,7 @@ DEPTH_MAX = 64
 _LEFT_OUT = frozenset({".git"})
 
 
-@dataclass(frozen=True, slots=True)
-class FileFound:
+class FileFound(Struct, frozen=True):
     """One file below a directory; `name` is its path there, joined by `/`."""
 
     name: str
@@ -38,8 +38,7 @@ class FileFound:
     is_executable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedTree:
+class PublishedTree(Struct, frozen=True):
     """A directory that the store holds now."""
 
     tree: Published

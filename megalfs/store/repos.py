@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from megalfs.core.identity import NodeKey
 from megalfs.core.ids import Oid
@@ -26,8 +27,7 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repo:
+class Repo(Struct, frozen=True, kw_only=True):
     """One row: ours when `path` is a repository of this machine, external when others announced it."""
 
     id: RepoId
@@ -43,8 +43,7 @@ class Repo:
     is_followed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class KnownNode:
+class KnownNode(Struct, frozen=True):
     """What a node last said about itself; `updated_at` in seconds since 1970."""
 
     key: NodeKey
@@ -56,8 +55,7 @@ class KnownNode:
     updated_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class Clone:
+class Clone(Struct, frozen=True):
     """A work tree that `repo clone` made, and the state that it was brought to last."""
 
     path: str
@@ -65,8 +63,7 @@ class Clone:
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Struct, frozen=True):
     """Something that a peer was caught at."""
 
     peer: str

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.chunker import DEFAULT_PROFILE, Profile
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["FileChunks", "ReusePlan", "chunk_file", "copy", "plan"]
 
 
-@dataclass(frozen=True, slots=True)
-class FileChunks:
+class FileChunks(Struct, frozen=True):
     """The chunks of one file on this disk."""
 
     path: Path
@@ -47,8 +46,7 @@ class FileChunks:
     blake3: NDArray[np.uint8]  # (n, 32)
 
 
-@dataclass(frozen=True, slots=True)
-class ReuseRun:
+class ReuseRun(Struct, frozen=True):
     """Consecutive pieces that lie one after the other in one file, from `offset`."""
 
     run: Run
@@ -56,8 +54,7 @@ class ReuseRun:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReusePlan:
+class ReusePlan(Struct, frozen=True):
     """For each piece the source that has it (-1: none) and where in it (bytes)."""
 
     manifest: Manifest

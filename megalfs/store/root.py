@@ -19,9 +19,10 @@ import os
 import re
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct
 
 from megalfs.errors import BusyError, NotFoundError, PolicyError, StoreError, UsageError
 from megalfs.store.files import (
@@ -51,8 +52,7 @@ _PKCS8_PREFIX = bytes.fromhex("302e020100300506032b657004220420")
 _PEM = re.compile(r"-----BEGIN PRIVATE KEY-----\s+([A-Za-z0-9+/=\s]+)-----END PRIVATE KEY-----\s*\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class RunningNode:
+class RunningNode(Struct, frozen=True):
     """The node that runs on a root, as `node.json` tells other processes."""
 
     owner: Owner
@@ -61,8 +61,7 @@ class RunningNode:
     listen: str
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(Struct, frozen=True):
     """The directories of one root, as this host sees them."""
 
     path: Path

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import astuple
 
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.signing import ManifestSignature, format_signatures, parse_signatures

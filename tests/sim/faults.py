@@ -31,6 +31,7 @@ def random_world(seed: int) -> World:
         loss=rng.choice([0.0, 0.0, 0.02]),
         block_bytes=32 << 10,
     )
+    world.report_s = 0.005 * (seed % 2)  # every other world reports as lanes do that share an interval
     rates = [200_000, 2_000_000, 20_000_000]
     seeders = rng.choice([1, 1, 2])
     for _ in range(seeders):

@@ -11,7 +11,7 @@ from megalfs.core.swarm import Swarm
 
 EVENTS = [
     *("connected", "disconnected", "received", "receiving", "progressed"),
-    *("verified", "corrupt", "failed", "served", "timeout"),
+    *("verified_many", "corrupt", "failed", "served", "timeout"),
 ]
 AFTER = ["effects", "next_timeout"]  # what a driver asks after each of them: their time is the event's too
 SAMPLED = 32  # one call in so many is timed: reading the clock of the thread costs half a microsecond

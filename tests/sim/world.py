@@ -6,6 +6,7 @@ asked that is here or already on its way (a hedge excepted), no queue outgrows i
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -68,8 +69,7 @@ class Transfer:
         if self.is_lie:
             self.node.swarm.corrupt(self.peer, [index], now=self.node.now)
         else:
-            self.node.verified.add(index, 1)
-            self.node.swarm.verified(self.peer, index, 1, now=self.node.now)
+            self.node.verify(self.peer, index)
         self.node.pump()
 
     def ended(self) -> None:
@@ -116,6 +116,7 @@ class Node:
         self.finished_at: float | None = None
         self.received = 0
         self.messages = 0
+        self._parts: list[tuple[PeerId | None, int, int]] = []  # verified, and not reported yet
         self._timer_at: float | None = None
         self._said: SwarmMessage | None = None
         self.swarm = self._new_swarm()
@@ -140,7 +141,24 @@ class Node:
 
     def restart(self) -> None:
         self.is_alive = True
+        self._parts = []
         self.swarm = self._new_swarm()
+
+    def verify(self, peer: PeerId, index: int) -> None:
+        """A piece came; the swarm hears of it at once, or with others."""
+        self._parts.append((peer, index, 1))
+        if not self.world.report_s:
+            self._report()
+        elif len(self._parts) == 1:
+            self.world.clock.at(self.now + self.world.report_s, self._report)
+
+    def _report(self) -> None:
+        if self._parts and self.is_alive:
+            for _, first, count_ in self._parts:
+                self.verified.add(first, count_)
+            self.swarm.verified_many(self._parts, now=self.now)
+            self._parts = []
+            self.pump()
 
     def receive(self, link: Link, message: SwarmMessage) -> None:
         if self.is_alive and self.links.get(link.mine) is link:
@@ -257,6 +275,8 @@ class World:
         self.params = params or SwarmParams()
         self.nodes: list[Node] = []
         self.swarm_type = swarm_type
+        self.report_s = 0.0
+        """How long a node gathers pieces that came before its swarm hears of them, all at once."""
         self.checked_one_in = 1
         """After one step in so many the nodes that it touched are checked; 0: never."""
         self.touched: set[Node] = set()
@@ -392,6 +412,9 @@ def check_node(node: Node) -> None:
     assert pieces.have == node.verified
     assert pieces.unasked == int(np.count_nonzero(pieces.wanted))
     assert not (pieces.wanted & pieces.have.bits).any()
+    leechers = Counter(session.tier for session in state.sessions.values() if session.is_leecher)
+    assert {tier: count_ for tier, count_ in state.leechers_at.items() if count_} == leechers
+    assert state.leechers == leechers.total()
     asked = np.zeros(pieces.count, dtype=np.int64)
     for session in state.sessions.values():
         assert len(session.flights) <= params.depth_max + 2 * params.credits
