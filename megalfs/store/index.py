@@ -350,6 +350,9 @@ class Index:
 
     def _fill(self, path: Path) -> None:
         connection = _connect(path)
+        # Nobody has seen this file: what a power cut loses of it is zeros, which `_open` finds and builds anew.
+        # Synced, it cost the first pull into a fresh root 7 to 11 ms; 1.2 ms without.
+        connection.execute("PRAGMA synchronous = OFF")
         connection.executescript(_SCHEMA)
         previous, self._connection, self._filling = self._connection, connection, True
         try:
