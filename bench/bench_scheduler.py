@@ -2,8 +2,8 @@
 
 Prints the share of one core that the core's Python takes (issue: under 5 %), the time of one event of each
 kind, and the memory of one swarm. No bytes move: the harness plays the driver and the 64 lanes, which share
-the link evenly. A lane finishes granules of 1 MiB; what all of them finished is reported together once 5 ms
-have passed or 4 MiB have come, as in megalfs/net/sinks.py.
+the link evenly. A lane finishes granules of 1 MiB; what all of them finished is reported together every 5 ms, as
+in megalfs/node/reports.py.
 
     python bench/bench_scheduler.py [--seconds 5]
 """
@@ -27,7 +27,7 @@ from megalfs.core.messages import HaveAll, HaveRuns
 from megalfs.core.params import SwarmParams
 from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Tier
-from megalfs.net.sinks import GRANULE_BYTES, REPORT_BYTES, REPORT_INTERVAL_S
+from megalfs.net.sinks import GRANULE_BYTES, REPORT_INTERVAL_S
 
 PIECES = 560_000
 PIECE_BYTES = 250_000
@@ -126,7 +126,7 @@ class Bench:
                 self.now = self.report_due
             else:
                 self.arrive(*heapq.heappop(self.granules))
-            if self.report_due <= self.now or len(self.report) * GRANULE * PIECE_BYTES >= REPORT_BYTES:
+            if self.report_due <= self.now:
                 self.tell()
             while self.leechers and self.next_have < self.now:
                 self.next_have += HAVE_S / len(self.leechers)
