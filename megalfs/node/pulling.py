@@ -6,7 +6,7 @@ import asyncio
 import logging
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,10 @@ from megalfs.core.pathrules import name_fault, work_tree_fault
 from megalfs.core.tree import TREE_BYTES_MAX, Tree
 from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyError, UsageError
 from megalfs.node.pull import Pull, PullCounts, PullRequest
+from megalfs.node.pull_job import Job
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.node.small_jobs import SmallJobs, is_small
 from megalfs.store.claim import is_begun
 from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
@@ -36,30 +38,6 @@ log = logging.getLogger(__name__)
 PULLS_AT_ONCE = 4
 
 
-@dataclass(slots=True)
-class _Job:
-    """One file: what is wanted and where it goes; then the running pull, then its final counts."""
-
-    wanted: Wanted
-    target: Path
-    is_pointer: bool
-    is_executable: bool | None = None  # None: nobody says
-    pull: Pull | None = None
-    final: PullCounts | None = None
-    error: MegalfsError | None = None
-    size: int = field(default=0)
-
-    def counts(self) -> PullCounts:
-        """As they are now."""
-        if self.final is not None:
-            return self.final
-        return self.pull.counts() if self.pull is not None else PullCounts(bytes_total=self.wanted.size)
-
-    def facts(self) -> dict[str, object]:
-        """What a script is told of a file that is done."""
-        return {"oid": str(self.wanted.oid), "path": str(self.target), "size": self.size}
-
-
 class PullSet:
     """The pulls of one command on one node."""
 
@@ -68,9 +46,10 @@ class PullSet:
         self._options = options
         self._cwd = cwd
         self._uses_lan = uses_lan
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._turns: dict[Oid, asyncio.Lock] = {}
         self._helpers: list[Pull] = []
+        self._small: SmallJobs | None = None
         self._notes: list[str] = []
 
     # --- running -----------------------------------------------------------------------------------------
@@ -91,7 +70,10 @@ class PullSet:
             wanted += found
         await self._plan(wanted)
         slots = asyncio.Semaphore(PULLS_AT_ONCE)
-        results = await asyncio.gather(*(self._run(job, slots) for job in self._jobs), return_exceptions=True)
+        small = [job for job in self._jobs if is_small(job)]
+        work = [self._run_small(small, slots)] if len(small) > 1 else []
+        work += [self._run(job, slots) for job in self._jobs if not work or not is_small(job)]
+        results = await asyncio.gather(*work, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MegalfsError):
                 raise result
@@ -131,7 +113,7 @@ class PullSet:
             needed = dest if dest is not None and self._options.is_dest_directory else target.parent
             if not (self._cwd / needed).is_dir():
                 raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
-            self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
+            self._jobs.append(Job(each, target, is_pointer=each.target is not None))
 
     def _target(self, wanted: Wanted, dest: Path | None, *, is_directory: bool) -> Path:
         if wanted.target is not None and dest is None:
@@ -182,7 +164,9 @@ class PullSet:
                 origins=tuple(origin for origin in wanted.origins if "{" in origin or origin.endswith("/")),
             )
             target = make_parent(directory, entry.path)
-            self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
+            self._jobs.append(
+                Job(each, target, is_pointer=False, is_executable=entry.is_executable, tree=wanted.oid)
+            )
 
     def _is_begun(self, tree: Tree, directory: Path) -> bool:
         """Whether this tree's files, or their partials, lie in a directory."""
@@ -193,16 +177,29 @@ class PullSet:
             for path, oid in files
         )
 
-    async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
+    async def _run_small(self, jobs: Sequence[Job], slots: asyncio.Semaphore) -> None:
+        """Together, as far as somebody has them; the rest as any other file."""
+        self._small = SmallJobs(self._node, self._settle, self._request_of)
+        left = await self._small.run(jobs)
+        await asyncio.gather(*(self._run(job, slots) for job in left))
+
+    def _settle(self, job: Job) -> bool:
+        """Whether a job is done without the network, or cannot be done. Blocks."""
+        try:
+            if not self._is_here(job):
+                return False
+            self._fit_mode(job)
+        except MegalfsError as error:
+            job.error = error
+        return True
+
+    async def _run(self, job: Job, slots: asyncio.Semaphore) -> None:
         # Two targets of one blob: the second finds it on this disk.
         async with self._turns.setdefault(job.wanted.oid, asyncio.Lock()), slots:
             try:
-                if await asyncio.to_thread(self._is_here, job):
-                    await asyncio.to_thread(self._fit_mode, job)
+                if await asyncio.to_thread(self._settle, job):
                     return
-                job.pull = Pull(
-                    self._node, self._request(job.wanted, job.target, is_pointer=job.is_pointer, job=job)
-                )
+                job.pull = Pull(self._node, self._request_of(job))
                 await job.pull.run()
                 job.size = job.target.stat().st_size
             except MegalfsError as error:
@@ -214,9 +211,11 @@ class PullSet:
                     if job.error is None:
                         job.final.bytes_total = job.final.bytes_verified = job.size
 
-    def _request(
-        self, wanted: Wanted, target: Path, *, is_pointer: bool, job: _Job | None = None
-    ) -> PullRequest:
+    def _request_of(self, job: Job) -> PullRequest:
+        request = self._request(job.wanted, job.target, is_pointer=job.is_pointer)
+        return replace(request, is_executable=job.is_executable is True)
+
+    def _request(self, wanted: Wanted, target: Path, *, is_pointer: bool) -> PullRequest:
         options, settings = self._options, self._node.settings
         keys = options.keys | settings.trusted_keys | ({wanted.key} if wanted.key is not None else set())
         return PullRequest(
@@ -232,12 +231,11 @@ class PullSet:
             located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
-            is_executable=job is not None and job.is_executable is True,
             wait_peers_s=options.wait_peers_s,
             is_shared=options.share,
         )
 
-    def _is_here(self, job: _Job) -> bool:
+    def _is_here(self, job: Job) -> bool:
         """Whether the target needs no network: it is right already, or the blob lies elsewhere on this disk."""
         store, target, oid = self._node.store, job.target, job.wanted.oid
         is_link = self._options.link == "sym" and target.is_symlink()  # of ours, when it leads to the blob
@@ -266,7 +264,7 @@ class PullSet:
             store.adopt(target, store.load_manifest(blob.manifests[0], oid))
         return self._found_here(job, blob.size)
 
-    def _fit_mode(self, job: _Job) -> None:
+    def _fit_mode(self, job: Job) -> None:
         """Gives a file that was on this disk already the x bits that its tree names."""
         target = job.target
         with map_os_errors(f"cannot set the mode of {str(target)!r}"):
@@ -286,7 +284,7 @@ class PullSet:
         return True
 
     @staticmethod
-    def _found_here(job: _Job, size: int) -> bool:
+    def _found_here(job: Job, size: int) -> bool:
         job.size = size
         job.final = PullCounts("done", size, size, size)
         return True
@@ -295,7 +293,10 @@ class PullSet:
 
     def rejected(self) -> dict[str, int]:
         """Pieces that came with wrong bytes, by source."""
-        return _sum(job.counts().rejected for job in self._jobs)
+        return _sum([*(job.counts().rejected for job in self._jobs), self._rejected_small()])
+
+    def _rejected_small(self) -> Mapping[str, int]:
+        return {} if self._small is None else self._small.rejected
 
     def snapshot(self) -> ProgressSnapshot:
         """How far all files are together."""
@@ -330,7 +331,7 @@ class PullSet:
             bytes_origin=sum(each.bytes_origin for each in counts),
             bytes_by_peer=_sum(each.by_peer for each in counts),
             seconds=seconds,
-            rejected=_sum(each.rejected for each in counts),
+            rejected=_sum([*(each.rejected for each in counts), self._rejected_small()]),
             notes=[*self._notes, *(note for each in counts for note in each.notes)],
         )
 

@@ -31,6 +31,7 @@ from megalfs.errors import (
 )
 from megalfs.net.handshake import NONCE_HEADER, PROTOCOL, UPGRADE_PATH
 from megalfs.node import status as node_status
+from megalfs.node.bulk_route import BulkRoute
 from megalfs.node.holdings import Holding, holding_of
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def make_app(node: Node) -> web.Application:
             web.post("/v1/announce", routes.announce),
             web.get("/v1/peers/{oid}", routes.peers),
             web.get(UPGRADE_PATH, routes.peer),
+            *BulkRoute(node).routes(),
         ]
     )
     for service in node.services:
