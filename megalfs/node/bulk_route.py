@@ -52,6 +52,7 @@ class BulkRoute:
                 await response.write(part)
                 self._node.totals.bytes_served_http += len(part)
             await response.write_eof()
+        self._node.totals.bulk_answers += 1
         return response
 
 
