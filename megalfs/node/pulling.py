@@ -48,6 +48,7 @@ class PullSet:
         self._uses_lan = uses_lan
         self._jobs: list[Job] = []
         self._turns: dict[Oid, asyncio.Lock] = {}
+        self._unknown: list[tuple[str, MegalfsError]] = []  # targets that nobody could tell the files of
         self._helpers: list[Pull] = []
         self._small: SmallJobs | None = None
         self._notes: list[str] = []
@@ -62,9 +63,15 @@ class PullSet:
         """
         wanted: list[Wanted] = []
         for target in targets:
-            found = await asyncio.to_thread(
-                resolve, target, cwd=self._cwd, store=self._node.store, names=names
-            )
+            try:
+                found = await asyncio.to_thread(
+                    resolve, target, cwd=self._cwd, store=self._node.store, names=names
+                )
+            except UsageError:
+                raise
+            except MegalfsError as error:
+                self._unknown.append((target, error))
+                continue
             if not found:
                 self._notes.append(f"{target}: no pointer files there, nothing to do")
             wanted += found
@@ -80,20 +87,19 @@ class PullSet:
         self._raise_failures()
 
     def _raise_failures(self) -> None:
-        failed = [job for job in self._jobs if job.error is not None]
+        failed = self._unknown + [(str(job.target), job.error) for job in self._jobs if job.error is not None]
         if not failed:
             return
-        first = failed[0].error
-        assert first is not None
-        if len(self._jobs) == 1:
-            raise first
-        for job in failed:
-            log.warning("%s: %s", job.target, job.error)
-        if len(failed) == len(self._jobs) and len({job.error.exit_code for job in failed if job.error}) == 1:
-            raise first
-        error = PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
-        error.files = [job.facts() for job in self._jobs if job.error is None]
-        raise error
+        count, errors = len(self._unknown) + len(self._jobs), [error for _, error in failed]
+        if count == 1:
+            raise errors[0]
+        for name, error in failed:
+            log.warning("%s: %s", name, error)
+        if len(failed) == count and len({error.exit_code for error in errors}) == 1:
+            raise errors[0]
+        partial = PartialError(f"{len(failed)} of {count} files could not be pulled: {errors[0]}")
+        partial.files = [job.facts() for job in self._jobs if job.error is None]
+        raise partial
 
     async def _plan(self, wanted: Sequence[Wanted]) -> None:
         """Makes the jobs; a tree is pulled first and unfolded."""
@@ -108,7 +114,10 @@ class PullSet:
                 self._notes.append(each.note)
             target = self._target(each, dest, is_directory=is_directory)
             if each.kind == "tree":
-                await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
+                try:
+                    await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
+                except MegalfsError as error:
+                    self._unknown.append((each.name, error))
                 continue
             needed = dest if dest is not None and self._options.is_dest_directory else target.parent
             if not (self._cwd / needed).is_dir():
@@ -150,6 +159,7 @@ class PullSet:
         )
         with map_os_errors(f"cannot make the directory {str(directory)!r}"):
             directory.mkdir(parents=True, exist_ok=True)
+        jobs = []
         for entry in tree.entries:
             fault = work_tree_fault(entry.path) if is_work_tree else None
             if fault is not None:
@@ -164,9 +174,10 @@ class PullSet:
                 origins=tuple(origin for origin in wanted.origins if "{" in origin or origin.endswith("/")),
             )
             target = make_parent(directory, entry.path)
-            self._jobs.append(
+            jobs.append(
                 Job(each, target, is_pointer=False, is_executable=entry.is_executable, tree=wanted.oid)
             )
+        self._jobs += jobs  # all of them or none
 
     def _is_begun(self, tree: Tree, directory: Path) -> bool:
         """Whether this tree's files, or their partials, lie in a directory."""
