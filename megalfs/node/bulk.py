@@ -47,7 +47,9 @@ REST_S_MAX = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BulkTarget:
-    """One place where a blob goes; `done` is told the peer it came from, or why it is not there."""
+    """One place where a blob goes; `done` is told the peer it came from, "" where another place has it already,
+    or why it is not there.
+    """
 
     path: Path
     is_executable: bool
@@ -218,14 +220,14 @@ class BulkPull:
     def _write(self, group: Sequence[tuple[Oid, bytes, HostPort]]) -> None:
         files, targets = [], {}
         for oid, content, peer in group:
-            for target in self.wanted[oid]:
+            for index, target in enumerate(self.wanted[oid]):
                 try:
                     may_replace = target.may_replace()
                 except MegalfsError as error:
                     target.done(error)
                     continue
                 files.append(NewFile(target.path, oid, content, target.is_executable, may_replace))
-                targets[target.path] = (target, str(peer))
+                targets[target.path] = (target, "" if index else str(peer))
             self.node.totals.bytes_received += len(content)
         errors = write_group(self.node.store, files, durable=self.node.settings.durable)
         for path, (target, name) in targets.items():

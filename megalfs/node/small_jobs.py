@@ -108,11 +108,16 @@ class SmallJobs:
 
 
 def _done(job: Job, result: str | MegalfsError) -> None:
-    """A file is at its place, from this peer, or cannot be."""
+    """A file is at its place, from this peer or from beside it, or cannot be."""
     if job.is_settled:
         return
     if isinstance(result, MegalfsError):
         job.error = result
         return
     job.size = job.wanted.size or 0
-    job.final = PullCounts("done", job.size, job.size, by_peer={result: job.size})
+    counts = PullCounts("done", job.size, job.size)
+    if result:
+        counts.by_peer[result] = job.size
+    else:
+        counts.bytes_reused = job.size
+    job.final = counts

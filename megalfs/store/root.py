@@ -23,7 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from megalfs.errors import BusyError, NotFoundError, PolicyError, StoreError, UsageError
+from megalfs.errors import (
+    BusyError,
+    NotAuthorisedError,
+    NotFoundError,
+    PolicyError,
+    StoreError,
+    UsageError,
+)
 from megalfs.store.files import (
     Json,
     is_network_file_system,
@@ -107,7 +114,8 @@ class Root:
                 base = local_base or Path(f"/var/tmp/megalfs-{os.getuid()}")  # noqa: S108 - owner and mode checked
                 local = _local_directory(path, base)
                 root = cls(path, path / "hosts" / machine, local, machine)
-            root._make_directories()
+            if not root.is_read_only:
+                root._make_directories()
         return root
 
     def _make_directories(self) -> None:
@@ -116,6 +124,18 @@ class Root:
             self.host.mkdir(mode=0o700, exist_ok=True)
         for directory in (self.manifests, self.blobs, self.places, self.names, self.partials):
             directory.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether this host can only read it: a snapshot, or an export that is mounted so."""
+        return not os.access(self.host if self.host.exists() else self.path, os.W_OK)
+
+    def check_writable(self) -> None:
+        """Raises NotAuthorisedError for a root that can only be read."""
+        if self.is_read_only:
+            raise NotAuthorisedError(
+                f"the root {str(self.path)!r} is read-only", hint="name another one with --root"
+            )
 
     @property
     def is_shared(self) -> bool:
@@ -229,6 +249,8 @@ class Root:
             if path.stat().st_mtime_ns >= (self.host / "key.pem").stat().st_mtime_ns:
                 return NodeKey.parse(path.read_text(encoding="ascii").strip())
         public = self.load_or_create_key().public
+        if self.is_read_only:
+            return public
         with map_os_errors(f"cannot write {str(path)!r}"):
             write_atomic(path, f"{public}\n".encode("ascii"))
         return public

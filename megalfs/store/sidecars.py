@@ -57,7 +57,8 @@ class Sidecars:
         with map_os_errors(f"no manifest {manifest_id} of {oid}"):
             encoded = path.read_bytes()
         if hashlib.sha256(encoded).digest() != manifest_id.raw:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             raise NotFoundError(
                 f"the manifest {manifest_id} was damaged on disk", hint="publish the file again"
             )
@@ -176,7 +177,9 @@ class Sidecars:
 
 
 def _hex_entries(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if _HEX.match(path.name))
+    with suppress(FileNotFoundError):  # nothing was kept here, and the root cannot be written
+        return sorted(path for path in directory.iterdir() if _HEX.match(path.name))
+    return []
 
 
 def _blob_of(document: dict[str, Json]) -> tuple[Blob, list[KnownManifest]] | None:
