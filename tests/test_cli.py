@@ -509,6 +509,25 @@ def test_pull_ends_on_a_signal(new_node: NewNode, model: Path, number: signal.Si
     assert not (leecher.directory / "model.bin").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pull_that_hashes_a_large_local_file_ends_on_a_signal(
+    megalfs: Megalfs, number: signal.Signals
+) -> None:
+    size = 1 << 40  # of holes: a quarter of an hour of hashing
+    stranger = megalfs.directory / "large.bin"
+    with stranger.open("wb") as file:
+        file.truncate(size)
+    pull = megalfs.start("pull", f"megalfs:{'1' * 64}?name=large.bin&size={size}", "--no-discover")
+
+    def is_reading() -> bool:
+        fds = Path(f"/proc/{pull.process.pid}/fd").iterdir()
+        return any(os.path.lexists(fd) and fd.readlink() == stranger for fd in fds)
+
+    wait_until(is_reading, "the file is read")
+    assert pull.stop(number, timeout_s=20).code == 128 + number
+    assert stranger.stat().st_size == size
+
+
 def test_pull_does_not_replace_a_stranger(new_node: NewNode, model: Path) -> None:
     server = new_node("seeder").seed(model)
     leecher = new_node("leecher")

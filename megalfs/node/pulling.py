@@ -19,6 +19,7 @@ from megalfs.node.pull_job import Job
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
 from megalfs.node.small_jobs import SmallJobs, is_small
+from megalfs.node.threads import StopSignal
 from megalfs.store.claim import is_begun
 from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
@@ -51,6 +52,7 @@ class PullSet:
         self._unknown: list[tuple[str, MegalfsError]] = []  # targets that nobody could tell the files of
         self._helpers: list[Pull] = []
         self._small: SmallJobs | None = None
+        self._stop = StopSignal()
         self._notes: list[str] = []
 
     # --- running -----------------------------------------------------------------------------------------
@@ -61,6 +63,14 @@ class PullSet:
         Raises:
             MegalfsError: of the only file that failed; PartialError when some of several did.
         """
+        try:
+            await self._plan(await self._resolve(targets, names))
+            await self._run_all()
+        finally:
+            self._stop.set()  # threads that copy or hash are not cancelled with us
+        self._raise_failures()
+
+    async def _resolve(self, targets: Sequence[str], names: NameSources) -> list[Wanted]:
         wanted: list[Wanted] = []
         for target in targets:
             try:
@@ -75,7 +85,9 @@ class PullSet:
             if not found:
                 self._notes.append(f"{target}: no pointer files there, nothing to do")
             wanted += found
-        await self._plan(wanted)
+        return wanted
+
+    async def _run_all(self) -> None:
         slots = asyncio.Semaphore(PULLS_AT_ONCE)
         small = [job for job in self._jobs if is_small(job)]
         work = [self._run_small(small, slots)] if len(small) > 1 else []
@@ -84,7 +96,6 @@ class PullSet:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MegalfsError):
                 raise result
-        self._raise_failures()
 
     def _raise_failures(self) -> None:
         failed = self._unknown + [(str(job.target), job.error) for job in self._jobs if job.error is not None]
@@ -270,7 +281,15 @@ class PullSet:
             return False  # it was here when somebody last looked
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
-        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=stands)
+        link_file(
+            source,
+            target,
+            mode=self._options.link,
+            to_work_tree=not is_ours,
+            replace=stands,
+            durable=self._node.settings.durable,
+            progress=self._stop.go_on,
+        )
         if not target.is_symlink():
             store.adopt(target, store.load_manifest(blob.manifests[0], oid))
         return self._found_here(job, blob.size)
@@ -288,7 +307,7 @@ class PullSet:
 
     def _holds(self, target: Path, oid: Oid) -> bool:
         """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""
-        identity = identity_holding(target, oid)
+        identity = identity_holding(target, oid, progress=self._stop.go_on)
         if identity is None:
             return False
         self._node.store.adopt_bare(target, oid, identity=identity)

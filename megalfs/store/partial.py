@@ -191,12 +191,18 @@ class Partial:
                         self.have.add(*part)
                 yield part, is_good
 
-    def rehash_prefix(self) -> tuple[hashlib._Hash, int]:
-        """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is."""
+    def rehash_prefix(self, progress: Callable[[int], None] | None = None) -> tuple[hashlib._Hash, int]:
+        """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is.
+
+        Args:
+            progress: called with bytes hashed; what it raises ends the hashing.
+        """
         hasher, offset = hashlib.sha256(), 0
         while block := os.pread(self.fd, 1 << 20, offset):
             hasher.update(block)
             offset += len(block)
+            if progress is not None:
+                progress(len(block))
         return hasher, offset
 
     def rebase(self, manifest: Manifest) -> Bitfield:
