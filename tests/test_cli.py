@@ -415,6 +415,21 @@ def test_seed_status_and_stop(megalfs: Megalfs, model: Path) -> None:
     assert megalfs.ok("status", "--json").records[0]["running"] is False
 
 
+def test_seed_says_what_it_serves(megalfs: Megalfs, model: Path) -> None:
+    several = megalfs.directory / "several"
+    (several / "below").mkdir(parents=True)
+    for name in ("one", "below/two"):
+        (several / name).write_bytes(b"x" * 1024)
+    for paths, said in (
+        ([several], "serving several (2 files, 2.0 KiB) on "),
+        ([several / "one"], "serving one (1 file, 1.0 KiB) on "),
+        ([several, several / "one"], "serving 2 paths (3 files, 3.0 KiB) on "),
+    ):
+        server = megalfs.start("seed", *paths, "--listen", "127.0.0.1:0")
+        wait_until(lambda said=said, server=server: said in server.err, said)
+        assert server.stop().code == 0
+
+
 @pytest.mark.parametrize(
     "argv", [["seed", "model.bin"], ["node", "start"], ["tracker"]], ids=lambda argv: argv[0]
 )

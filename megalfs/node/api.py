@@ -116,6 +116,8 @@ class PublishedLink:
     chunks: int
     manifest_id: ManifestId | None
     link: Link
+    files: int  # 1, or those of a directory
+    bytes_total: int  # of these files
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,16 @@ async def _publish_all(node: Node, paths: Sequence[Path], stop: asyncio.Event) -
         entry = await asyncio.to_thread(publish_path, node.store, path, progress=go_on, at=go_on)
         link = await asyncio.to_thread(link_of, node.store, entry, name=None, peers=node.own_addresses())
         published.append(
-            PublishedLink(path, entry.oid, entry.blob.size, entry.blob.chunks, entry.manifest_id, link)
+            PublishedLink(
+                path,
+                entry.oid,
+                entry.blob.size,
+                entry.blob.chunks,
+                entry.manifest_id,
+                link,
+                entry.files,
+                entry.bytes_total,
+            )
         )
     return published
 
