@@ -8,6 +8,7 @@ ending the body.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -209,6 +210,12 @@ class Routes:
         except StoreError:
             transport.abort()
             raise
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            transport.abort()
+            holding.source.spoil()
+            holding.source.check()
         await response.write_eof()
         return response
 

@@ -471,7 +471,11 @@ class Store:
             if opened.size > bytes_max:
                 raise PolicyError(f"{oid} has {opened.size} bytes; the limit is {bytes_max}")
             buffer = bytearray(opened.size)
-            filled = pread_into(opened.fd, buffer, 0)
+            try:
+                filled = pread_into(opened.fd, buffer, 0)
+            except OSError:
+                opened.spoil()
+                filled = 0
             opened.check()
         if filled != len(buffer):
             raise ChangedError(f"{oid} was truncated while it was read")
