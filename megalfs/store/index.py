@@ -227,8 +227,7 @@ class Index:
 
     def put_place(self, oid: Oid, place: Place) -> None:
         """Records that a file holds a blob; a file holds one at a time."""
-        i = place.identity
-        row = (i.dev, i.ino, i.size, i.mtime_ns, i.ctime_ns, int(place.is_suspect))
+        row = (*place.identity.fields(), int(place.is_suspect))
         query = "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         self._execute(query, (os.fsencode(place.path), oid.raw, *row))
 

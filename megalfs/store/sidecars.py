@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +112,9 @@ class Sidecars:
         self, manifest_id: ManifestId, oid: Oid, signatures: Iterable[ManifestSignature]
     ) -> None:
         """Adds signatures, one per key."""
+        signatures = tuple(signatures)
+        if not signatures:
+            return
         known = {signature.key: signature for signature in self.signatures(manifest_id, oid)}
         merged = known | {signature.key: signature for signature in signatures}
         if merged != known:
@@ -135,7 +137,7 @@ class Sidecars:
     def write_blob(self, blob: Blob, computed: list[KnownManifest]) -> None:
         """Repeats what the index says of one blob."""
         places: list[Json] = [
-            {"path": str(place.path), "identity": list(astuple(place.identity)), "suspect": place.is_suspect}
+            {"path": str(place.path), "identity": list(place.identity.fields()), "suspect": place.is_suspect}
             for place in blob.places
         ]
         document: dict[str, Json] = {
