@@ -6,7 +6,6 @@ import asyncio
 import logging
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,7 +201,12 @@ class PullSet:
     async def _run_small(self, jobs: Sequence[Job], slots: asyncio.Semaphore) -> None:
         """Together, as far as somebody has them; the rest as any other file."""
         self._small = SmallJobs(self._node, self._settle, self._request_of)
-        left = await self._small.run(jobs)
+        try:
+            left = await self._small.run(jobs)
+        except MegalfsError as error:  # of this machine: its index, its disk
+            for job in jobs:
+                job.error = job.error if job.is_settled else error
+            return
         await asyncio.gather(*(self._run(job, slots) for job in left))
 
     def _settle(self, job: Job) -> bool:
@@ -234,10 +238,12 @@ class PullSet:
                         job.final.bytes_total = job.final.bytes_verified = job.size
 
     def _request_of(self, job: Job) -> PullRequest:
-        request = self._request(job.wanted, job.target, is_pointer=job.is_pointer)
-        return replace(request, is_executable=job.is_executable is True)
+        is_executable = job.is_executable is True
+        return self._request(job.wanted, job.target, is_pointer=job.is_pointer, is_executable=is_executable)
 
-    def _request(self, wanted: Wanted, target: Path, *, is_pointer: bool) -> PullRequest:
+    def _request(
+        self, wanted: Wanted, target: Path, *, is_pointer: bool, is_executable: bool = False
+    ) -> PullRequest:
         options, settings = self._options, self._node.settings
         keys = options.keys | settings.trusted_keys | ({wanted.key} if wanted.key is not None else set())
         return PullRequest(
@@ -253,6 +259,7 @@ class PullSet:
             located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
+            is_executable=is_executable,
             wait_peers_s=options.wait_peers_s,
             is_shared=options.share,
         )
