@@ -283,6 +283,8 @@ async def _publish_all(node: Node, paths: Sequence[Path], stop: asyncio.Event) -
     published = []
     for path in paths:
         entry = await asyncio.to_thread(publish_path, node.store, path, progress=go_on, at=go_on)
+        for note in entry.notes:
+            log.warning("%s", note)
         link = await asyncio.to_thread(link_of, node.store, entry, name=None, peers=node.own_addresses())
         published.append(
             PublishedLink(

@@ -23,6 +23,7 @@ from megalfs.store.claim import is_begun
 from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
+from megalfs.store.shards import shard_notes
 from megalfs.store.target import check_target, make_parent
 from megalfs.store.verify import identity_holding
 
@@ -49,6 +50,7 @@ class PullSet:
         self._jobs: list[Job] = []
         self._turns: dict[Oid, asyncio.Lock] = {}
         self._unknown: list[tuple[str, MegalfsError]] = []  # targets that nobody could tell the files of
+        self._trees: list[tuple[Path, Tree]] = []
         self._helpers: list[Pull] = []
         self._small: SmallJobs | None = None
         self._stop = StopSignal()
@@ -65,6 +67,9 @@ class PullSet:
         try:
             await self._plan(await self._resolve(targets, names))
             await self._run_all()
+            for directory, tree in self._trees:
+                paths = [entry.path for entry in tree.entries]
+                self._notes += await asyncio.to_thread(shard_notes, directory, paths)
         finally:
             self._stop.set()  # threads that copy or hash are not cancelled with us
         self._raise_failures()
@@ -188,6 +193,7 @@ class PullSet:
                 Job(each, target, is_pointer=False, is_executable=entry.is_executable, tree=wanted.oid)
             )
         self._jobs += jobs  # all of them or none
+        self._trees.append((directory, tree))
 
     def _is_begun(self, tree: Tree, directory: Path) -> bool:
         """Whether this tree's files, or their partials, lie in a directory."""
