@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common import free_port
 
-__all__ = ["Rival", "rivals"]
+__all__ = ["Rival", "rivals", "start_nginx"]
 
 # TCP only, since uTP reaches 10 MB/s over this loopback; no encryption, no rate limits, and libtorrent's own
 # settings for a fast seed.
@@ -82,7 +82,7 @@ def _over_http(directory: Path, model: Path) -> Iterator[Rival]:
     if not (shutil.which("nginx") and shutil.which("curl")):
         print("skipped: curl and nginx (apt-get install nginx curl)")
         return
-    nginx, port = _start_nginx(directory, model.parent)
+    nginx, port = start_nginx(directory, model.parent)
     url, servers = f"http://127.0.0.1:{port}/{model.name}", [nginx.pid]
     yield Rival(
         "curl -o file, nginx (unverified)",
@@ -100,7 +100,7 @@ def _over_http(directory: Path, model: Path) -> Iterator[Rival]:
         print("skipped: aria2c (apt-get install aria2)")
 
 
-def _start_nginx(directory: Path, served: Path) -> tuple[subprocess.Popen[bytes], int]:
+def start_nginx(directory: Path, served: Path) -> tuple[subprocess.Popen[bytes], int]:
     port = free_port()
     config = directory / "nginx.conf"
     config.write_text(

@@ -63,6 +63,8 @@ class Kernels(tuple[str, ...]):
 
     default: str
     """The one that runs when none is named: the fastest in a self-measurement made once."""
+    wrong: tuple[str, ...]
+    """Those that did not answer as the portable one does in that measurement; they are not run."""
 
 
 def kernels(stage: str = "cdc") -> Kernels:
@@ -75,11 +77,13 @@ def kernels(stage: str = "cdc") -> Kernels:
     """
     if stage not in _COMPILED_NAMES:
         raise ValueError(f"unknown stage: {stage!r}")
-    names = []
+    default, states = _REFERENCE, {}
     if _kernels is not None:
-        names = [name for name, state in _kernels.kernel_states(stage).items() if state == "ok"]
-    result = Kernels([*names, _REFERENCE])
-    result.default = _REFERENCE if _kernels is None else _kernels.default_kernel(stage)
+        default = _kernels.default_kernel(stage)
+        states = _kernels.kernel_states(stage)
+    result = Kernels([*(name for name, state in states.items() if state == "ok"), _REFERENCE])
+    result.default = default
+    result.wrong = tuple(name for name, state in states.items() if state == "wrong results")
     return result
 
 

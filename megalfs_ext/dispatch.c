@@ -2,7 +2,8 @@
  *
  * The CPU's flags say what can run, not what is fast: borg's AVX2 and AVX-512 Gear kernels lose to scalar
  * code on every CPU reported, and vpermi2b costs three times as much on Intel as on AMD (cdc.md 1, 1b). So
- * the first need of a stage times each of its kernels, half a millisecond in all, and keeps the fastest.  */
+ * the first need of a stage times each of its kernels, half a millisecond in all, and keeps the fastest of those
+ * that answer as the portable one does: a compiler's bug or a CPU's fault must not become a wrong digest.  */
 #include "kernels.h"
 
 #include <stdatomic.h>
@@ -58,6 +59,9 @@ const char *kernel_name(stage which, size_t index)
                                    : BLAKE3_KERNELS[index].name;
 }
 
+/* Found by `measured_default`. No stage has more kernels than this.  */
+static atomic_bool is_wrong[STAGES][8];
+
 kernel_status kernel_state(stage which, size_t index)
 {
     bool is_compiled = which == STAGE_CDC      ? CDC_KERNELS[index].cut != NULL
@@ -69,7 +73,10 @@ kernel_status kernel_state(stage which, size_t index)
     bool (*can_run)(void) = which == STAGE_CDC      ? CDC_KERNELS[index].can_run
                             : which == STAGE_SHA256 ? SHA256_KERNELS[index].can_run
                                                     : BLAKE3_KERNELS[index].can_run;
-    return !can_run || can_run() ? KERNEL_OK : KERNEL_CPU_CANNOT;
+    if (can_run && !can_run()) {
+        return KERNEL_CPU_CANNOT;
+    }
+    return atomic_load(&is_wrong[which][index]) ? KERNEL_WRONG : KERNEL_OK;
 }
 
 /* Enough for a stable order of kernels (they differ by 5 % to 600 %) in about a millisecond a stage.  */
@@ -100,6 +107,45 @@ static void run_sample(stage which, size_t index, const uint8_t *sample)
         slice whole = {sample, BLAKE3_SAMPLE};
         blake3_slices(&BLAKE3_KERNELS[index], &whole, 1, digest);
     }
+}
+
+enum { ANSWER_BYTES = 1 << 10, CUTS_MAX = ANSWER_BYTES / sizeof(uint64_t) };
+
+/* What a kernel makes of the sample: cuts of small chunks, or digests of one, two, sixteen and odd messages.  */
+static void answer_of(stage which, size_t index, const uint8_t *sample, uint8_t answer[ANSWER_BYTES])
+{
+    memset(answer, 0, ANSWER_BYTES);
+    if (which == STAGE_CDC) {
+        cdc_params params;
+        if (!cdc_params_init(&params, 512, 2 << 10, 8 << 10, 1)) {
+            for (size_t at = 0, i = 0; at < CDC_SAMPLE && i < CUTS_MAX; i++) {
+                size_t length = CDC_KERNELS[index].cut(&params, sample + at, CDC_SAMPLE - at);
+                store_le64(answer + i * sizeof(uint64_t), length);
+                at += length ? length : CDC_SAMPLE;
+            }
+        }
+    } else if (which == STAGE_SHA256) {
+        slice messages[SHA256_LANES + 1];
+        for (size_t i = 0; i <= SHA256_LANES; i++) {
+            messages[i] = (slice){sample + i * SHA256_MESSAGE, SHA256_MESSAGE - 37 * i};
+        }
+        sha256_slices(&SHA256_KERNELS[index], messages, SHA256_LANES + 1, answer);
+        uint32_t states[3][8];
+        for (int i = 0; i < 3; i++) {
+            memcpy(states[i], SHA256_INITIAL, sizeof states[i]);
+        }
+        SHA256_KERNELS[index].one(states[0], sample, SHA256_SAMPLE / SHA256_BLOCK);
+        SHA256_KERNELS[index].two(states[1], sample, states[2], sample + SHA256_SAMPLE, SHA256_SAMPLE / SHA256_BLOCK);
+        memcpy(answer + (SHA256_LANES + 1) * SHA256_DIGEST, states, sizeof states);
+    } else {
+        slice messages[3] = {{sample, BLAKE3_SAMPLE}, {sample + 1, 5 * 1024 + 63}, {sample + 7, 100}};
+        blake3_slices(&BLAKE3_KERNELS[index], messages, 3, answer);
+    }
+#ifdef MEGALFS_WRONG_KERNEL /* of a build for tests */
+    if (strcmp(kernel_name(which, index), MEGALFS_WRONG_KERNEL) == 0) {
+        answer[0] ^= 1;
+    }
+#endif
 }
 
 static double seconds_since(const struct timespec *from)
@@ -142,8 +188,15 @@ static size_t measured_default(stage which)
         word = word * 6364136223846793005 + 1442695040888963407; /* Knuth's MMIX generator */
         store_le64(sample + i, word ^ word >> 32);
     }
+    uint8_t right[ANSWER_BYTES], answer[ANSWER_BYTES];
+    answer_of(which, 0, sample, right);
     for (size_t i = 0; i < KERNEL_COUNT[which]; i++) {
         if (kernel_state(which, i) == KERNEL_OK) {
+            answer_of(which, i, sample, answer);
+            if (i && memcmp(answer, right, sizeof right) != 0) {
+                atomic_store(&is_wrong[which][i], true);
+                continue;
+            }
             double seconds = seconds_of(which, i, sample);
             if (seconds < best) {
                 best = seconds;

@@ -237,7 +237,7 @@ int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count
 /* ---- choice -------------------------------------------------------------------------------------------- */
 
 typedef enum { STAGE_CDC, STAGE_SHA256, STAGE_BLAKE3, STAGES } stage;
-typedef enum { KERNEL_OK, KERNEL_UNKNOWN, KERNEL_NOT_COMPILED, KERNEL_CPU_CANNOT } kernel_status;
+typedef enum { KERNEL_OK, KERNEL_UNKNOWN, KERNEL_NOT_COMPILED, KERNEL_CPU_CANNOT, KERNEL_WRONG } kernel_status;
 
 extern const size_t KERNEL_COUNT[STAGES];
 const char *kernel_name(stage which, size_t index);

@@ -45,6 +45,9 @@ static int check_found(kernel_status found, stage which, const char *name)
     case KERNEL_CPU_CANNOT:
         message = "this CPU cannot run %s kernel: '%s'";
         break;
+    case KERNEL_WRONG:
+        message = "this CPU has wrong results from %s kernel: '%s'";
+        break;
     }
     PyErr_Format(PyExc_ValueError, message, STAGE_NAMES[which], name);
     return -1;
@@ -572,7 +575,8 @@ static PyObject *py_kernel_states(PyObject *module, PyObject *arguments)
 {
     (void)module;
     static const char *const WORDS[] = {
-        [KERNEL_OK] = "ok", [KERNEL_NOT_COMPILED] = "not compiled in", [KERNEL_CPU_CANNOT] = "cpu cannot"};
+        [KERNEL_OK] = "ok", [KERNEL_NOT_COMPILED] = "not compiled in", [KERNEL_CPU_CANNOT] = "cpu cannot",
+        [KERNEL_WRONG] = "wrong results"};
     const char *name;
     stage which;
     if (!PyArg_ParseTuple(arguments, "s:kernel_states", &name) || find_stage(name, &which) < 0) {

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers_p2p import P2pNode
 from processes import Megalfs
 
 
@@ -27,3 +28,11 @@ def new_node(tmp_path: Path) -> Iterator[Callable[[str], Megalfs]]:
 def megalfs(new_node: Callable[[str], Megalfs]) -> Megalfs:
     """One root and its commands."""
     return new_node("node")
+
+
+@pytest.fixture(scope="module")
+def member(tmp_path_factory: pytest.TempPathFactory, owner: P2pNode) -> Iterator[P2pNode]:
+    """Has a node, which knows the `owner` of its module."""
+    node = P2pNode(tmp_path_factory.mktemp("member")).start("--bootstrap-node", owner.bootstrap)
+    yield node
+    node.close()

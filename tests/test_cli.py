@@ -416,6 +416,21 @@ def test_seed_status_and_stop(megalfs: Megalfs, model: Path) -> None:
     assert megalfs.ok("status", "--json").records[0]["running"] is False
 
 
+def test_seed_says_what_it_serves(megalfs: Megalfs, model: Path) -> None:
+    several = megalfs.directory / "several"
+    (several / "below").mkdir(parents=True)
+    for name in ("one", "below/two"):
+        (several / name).write_bytes(b"x" * 1024)
+    for paths, said in (
+        ([several], "serving several (2 files, 2.0 KiB) on "),
+        ([several / "one"], "serving one (1 file, 1.0 KiB) on "),
+        ([several, several / "one"], "serving 2 paths (3 files, 3.0 KiB) on "),
+    ):
+        server = megalfs.start("seed", *paths, "--listen", "127.0.0.1:0")
+        wait_until(lambda said=said, server=server: said in server.err, said)
+        assert server.stop().code == 0
+
+
 @pytest.mark.parametrize(
     "argv", [["seed", "model.bin"], ["node", "start"], ["tracker"]], ids=lambda argv: argv[0]
 )
@@ -508,6 +523,25 @@ def test_pull_ends_on_a_signal(new_node: NewNode, model: Path, number: signal.Si
     assert done.code == code
     assert done.err == f"megalfs: {'terminated' if code == 143 else 'interrupted'}\n"
     assert not (leecher.directory / "model.bin").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pull_that_hashes_a_large_local_file_ends_on_a_signal(
+    megalfs: Megalfs, number: signal.Signals
+) -> None:
+    size = 1 << 40  # of holes: a quarter of an hour of hashing
+    stranger = megalfs.directory / "large.bin"
+    with stranger.open("wb") as file:
+        file.truncate(size)
+    pull = megalfs.start("pull", f"megalfs:{'1' * 64}?name=large.bin&size={size}", "--no-discover")
+
+    def is_reading() -> bool:
+        fds = Path(f"/proc/{pull.process.pid}/fd").iterdir()
+        return any(os.path.lexists(fd) and fd.readlink() == stranger for fd in fds)
+
+    wait_until(is_reading, "the file is read")
+    assert pull.stop(number, timeout_s=20).code == 128 + number
+    assert stranger.stat().st_size == size
 
 
 def test_pull_does_not_replace_a_stranger(new_node: NewNode, model: Path) -> None:

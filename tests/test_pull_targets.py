@@ -122,6 +122,23 @@ def test_a_pointer_with_the_wrong_size_is_not_filled(scene: Scene) -> None:
     assert litter(leecher.directory) == []
 
 
+def test_one_unknown_name_of_several_does_not_keep_back_the_others(scene: Scene) -> None:
+    leecher = scene.stage.node("one unknown")
+    work = leecher.directory / "work"
+    work.mkdir()
+    targets = ("nobody-knows-this", scene.oid("tiny.json"), scene.oid("one-chunk.bin"))
+    argv = ("pull", *targets, *scene.peer, "-o", work, "--no-discover", "--wait-peers", "1")
+    error = error_of(leecher.run(*argv, "--json"), 9)
+    assert [file["size"] for file in error["files"]] == [
+        len(scene.contents[name]) for name in ("tiny.json", "one-chunk.bin")
+    ]
+    assert (work / scene.oid("tiny.json")).read_bytes() == scene.contents["tiny.json"]
+    lines = [line for line in leecher.run(*argv).err.splitlines() if "nobody-knows-this" in line]
+    assert len([line for line in lines if line.startswith("megalfs: nobody-knows-this: ")]) == 1
+    # Nothing at all: the failure's own code.
+    assert leecher.run("pull", "no-such", "nor-this", *scene.peer, "--no-discover").code == 3
+
+
 def test_a_tree_is_recreated(scene: Scene) -> None:
     leecher = scene.stage.node("tree")
     link = scene.records["sharded"]["link"]

@@ -38,14 +38,6 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P2pNode]:
     node.close()
 
 
-@pytest.fixture(scope="module")
-def member(tmp_path_factory: pytest.TempPathFactory, owner: P2pNode) -> Iterator[P2pNode]:
-    """Has a node, which knows the owner."""
-    node = P2pNode(tmp_path_factory.mktemp("member")).start("--bootstrap-node", owner.bootstrap)
-    yield node
-    node.close()
-
-
 @pytest.fixture
 def loner(tmp_path: Path) -> Iterator[P2pNode]:
     """Has a node, which knows nobody."""

@@ -23,13 +23,6 @@ def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P2pNode]:
         node.close()
 
 
-@pytest.fixture(scope="module")
-def member(tmp_path_factory: pytest.TempPathFactory, owner: P2pNode) -> Iterator[P2pNode]:
-    node = P2pNode(tmp_path_factory.mktemp("member")).start("--bootstrap-node", owner.bootstrap)
-    yield node
-    node.close()
-
-
 def format_of(node: P2pNode, path: Path) -> str:
     return node.git("rev-parse", "--show-object-format", cwd=path).out.strip()
 

@@ -11,7 +11,7 @@ from helpers_store import MIB, make_store, published, random_bytes, safetensors_
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.manifest import Manifest
-from megalfs.errors import PolicyError, UsageError
+from megalfs.errors import CancelledByUserError, PolicyError, UsageError
 from megalfs.store.blobs import Store
 from megalfs.store.links import Linked, link_file
 from megalfs.store.partial import Partial
@@ -216,3 +216,38 @@ def test_a_way_that_this_file_system_lacks_is_an_error(tmp_path: Path) -> None:
     except UsageError as error:
         assert "no reflinks" in str(error)  # noqa: PT017 - which of the two depends on the file system
         assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_copy_is_on_the_disk_before_it_replaces(
+    tmp_path: Path, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bytes]] = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        synced.append((path.suffix if path.is_file() else path.name, target.read_bytes()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    link_file(source, target, mode="copy", to_work_tree=True, replace=True, durable=durable)
+    assert target.read_bytes() == b"new"
+    assert synced == ([(".megalfs-link", b"old"), (tmp_path.name, b"new")] if durable else [])
+
+
+def test_a_copy_that_is_stopped_leaves_what_was_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(random_bytes(1000))
+    target.write_bytes(b"old")
+
+    def stop(_: int) -> None:
+        raise CancelledByUserError("stopped", exit_code=143)
+
+    with pytest.raises(CancelledByUserError):
+        link_file(source, target, mode="copy", to_work_tree=True, replace=True, progress=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
+    assert target.read_bytes() == b"old"

@@ -96,6 +96,11 @@ def _kernels() -> Iterator[Finding]:
         if found.default == "reference":
             fix = "build the C extension: pip install from source with a C compiler"
             yield Finding(f"kernel-{stage}", "bad", f"{seen}: Python, a thousand times slower", fix)
+        elif found.wrong:
+            fix = "look at this machine's memory and CPU; megalfs does not use what is wrong"
+            yield Finding(
+                f"kernel-{stage}", "bad", f"{seen}; wrong results from {' '.join(found.wrong)}", fix
+            )
         else:
             yield Finding(f"kernel-{stage}", "ok", seen)
 

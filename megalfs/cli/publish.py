@@ -61,6 +61,8 @@ def _publish_all(context: Context, sizes: dict[Path, int], name: str | None) -> 
             progress.name = path.name
             entry = publish_path(store, path, progress=progress.add, at=progress.set_name)
             link = link_of(store, entry, name=name, peers=peers)
+            for note in entry.notes:
+                context.ui.warn(note)
             _print(context, entry, link, time.monotonic() - started_s)
     return 0
 

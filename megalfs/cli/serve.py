@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megalfs.cli.arguments import add_command, add_group, add_sharing, host_port, node_address, word
-from megalfs.cli.ui import count_text
+from megalfs.cli.ui import count_text, size_text
 from megalfs.errors import BusyError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from megalfs.cli.arguments import Commands
     from megalfs.cli.context import Context
-    from megalfs.node.api import NodeInfo
+    from megalfs.node.api import NodeInfo, PublishedLink
     from megalfs.node.service import ServiceFactory
 
 __all__ = ["add_commands"]
@@ -151,9 +151,17 @@ def _print_ready(context: Context, info: NodeInfo, *, is_tracker: bool) -> None:
                 "pid": os.getpid(),
             }
         )
-    files = f" {count_text(len(info.blobs), 'file')}" if info.blobs else ""
-    role = "tracker" if is_tracker else f"serving{files}"
+    role = "tracker" if is_tracker else f"serving{_what(info.blobs)}"
     ui.note(f"{role} on {HostPort(info.host, info.port)} as {info.key}; ctrl-c stops")
+
+
+def _what(blobs: Sequence[PublishedLink]) -> str:
+    """` weights (2 files, 6.7 MiB)`; of several PATHs only how many; nothing where none was given."""
+    if not blobs:
+        return ""
+    name = blobs[0].path.name if len(blobs) == 1 else f"{len(blobs)} paths"
+    files = count_text(sum(blob.files for blob in blobs), "file")
+    return f" {name} ({files}, {size_text(sum(blob.bytes_total for blob in blobs))})"
 
 
 def _stop(context: Context) -> int:

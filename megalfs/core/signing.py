@@ -9,12 +9,17 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from megalfs.core.identity import KEY_BYTES, NodeKey
 from megalfs.core.ids import ManifestId
 from megalfs.errors import PolicyError, UsageError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = [
     "SIGNATURE_BYTES",
@@ -61,16 +66,21 @@ class SigningKey(Struct, frozen=True):
     @property
     def public(self) -> NodeKey:
         """The key that others know."""
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-        return NodeKey(Ed25519PrivateKey.from_private_bytes(self.seed).public_key().public_bytes_raw())
+        return NodeKey(_private_key(self.seed).public_key().public_bytes_raw())
 
 
 def sign(private: SigningKey, kind: str, payload: bytes) -> bytes:
     """64 bytes over the kind and the payload."""
+    return _private_key(private.seed).sign(_message(kind, payload))
+
+
+@lru_cache(
+    maxsize=4
+)  # deriving the public half takes longer than signing, and 10,000 files are signed at once
+def _private_key(seed: bytes) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    return Ed25519PrivateKey.from_private_bytes(private.seed).sign(_message(kind, payload))
+    return Ed25519PrivateKey.from_private_bytes(seed)
 
 
 def verify(key: NodeKey, kind: str, payload: bytes, signature: bytes) -> None:

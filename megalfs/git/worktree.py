@@ -207,6 +207,7 @@ class WorkTreePull(Struct, frozen=True):
     tree: WorkTree
     files: tuple[tuple[Path, Pointer], ...]
     sources: Sources
+    durable: bool
 
     @classmethod
     def plan(
@@ -227,7 +228,7 @@ class WorkTreePull(Struct, frozen=True):
         files = tuple(dict.fromkeys(found for path in paths for found in tree.pointers(path, wanted)))
         if not files and wanted == Filter():
             return None  # nothing here is a pointer; what else it may be is not git's business
-        return cls(tree, files, tree.sources(settings))
+        return cls(tree, files, tree.sources(settings), settings.durable)
 
     @property
     def targets(self) -> list[str]:
@@ -258,7 +259,9 @@ class WorkTreePull(Struct, frozen=True):
             blob = store.at(path)
             if blob is None and str(path) not in self.targets and _pointer_at(path) == pointer:
                 with suppress(NotFoundError, ChangedError), store.open(pointer.oid) as opened:
-                    link_file(opened.path, path, mode="auto", to_work_tree=True, replace=True)
+                    link_file(
+                        opened.path, path, mode="auto", to_work_tree=True, replace=True, durable=self.durable
+                    )
                     store.record(Place(path, Identity.of(path.lstat())), pointer.oid, None)
         self.tree.settle(store, ((path, pointer.oid) for path, pointer in self.files))
 

@@ -7,6 +7,7 @@ queues behind bulk. The receiving lane is header -> `Receiver` -> disk; the send
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import socket
@@ -38,6 +39,9 @@ class UploadSource(Protocol):
 
     def check(self) -> None:
         """Raises StoreError when the file is no longer the one whose chunks were verified."""
+
+    def spoil(self) -> None:
+        """The disk failed to read it: every later `check` raises."""
 
 
 class Upload(Struct, frozen=True):
@@ -174,6 +178,8 @@ class SendLane(threading.Thread):
             abort(self.sock)
             raise
         except OSError as error:
+            if error.errno == errno.EIO:  # of the file: no socket says so
+                upload.source.spoil()
             raise TemporaryError(f"the connection broke: {error.strerror or error}") from error
         finally:
             upload.served(is_sent)

@@ -112,6 +112,8 @@ class PublishedLink(Struct, frozen=True):
     chunks: int
     manifest_id: ManifestId | None
     link: Link
+    files: int  # 1, or those of a directory
+    bytes_total: int  # of these files
 
 
 class NodeInfo(Struct, frozen=True):
@@ -276,9 +278,20 @@ async def _publish_all(node: Node, paths: Sequence[Path], stop: asyncio.Event) -
     published = []
     for path in paths:
         entry = await asyncio.to_thread(publish_path, node.store, path, progress=go_on, at=go_on)
+        for note in entry.notes:
+            log.warning("%s", note)
         link = await asyncio.to_thread(link_of, node.store, entry, name=None, peers=node.own_addresses())
         published.append(
-            PublishedLink(path, entry.oid, entry.blob.size, entry.blob.chunks, entry.manifest_id, link)
+            PublishedLink(
+                path,
+                entry.oid,
+                entry.blob.size,
+                entry.blob.chunks,
+                entry.manifest_id,
+                link,
+                entry.files,
+                entry.bytes_total,
+            )
         )
     return published
 

@@ -169,7 +169,14 @@ class Attempt:
         wanted = Bitfield.full(self.manifest.piece_count)
         for first, count in (*kept, *claimed):
             wanted.remove(first, count)
-        reuse = await asyncio.to_thread(plan, self.manifest, self._node.store, extra_paths, wanted=wanted)
+        reuse = await asyncio.to_thread(
+            plan,
+            self.manifest,
+            self._node.store,
+            extra_paths,
+            wanted=wanted,
+            should_stop=self._stop.is_set,
+        )
         planned = reuse.pieces.runs()
         for first, count in (*claimed, *planned):
             self.driver.swarm.reserve(first, count)

@@ -67,6 +67,7 @@ class Totals(Struct):
     """Since the process started."""
 
     bytes_served_http: int = 0
+    bulk_answers: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     bytes_origin: int = 0

@@ -163,7 +163,7 @@ class PlainPull(Struct):
 
     def _kept(self) -> tuple[hashlib._Hash, int]:
         """The hash and length of what an earlier source or run left; nothing when that cannot be a beginning."""
-        hasher, offset = self.partial.rehash_prefix()
+        hasher, offset = self.partial.rehash_prefix(self._go_on)
         if self.size is not None and offset >= self.size and hasher.digest() != self.oid.raw:
             self._start_over()
             hasher, offset = hashlib.sha256(), 0
@@ -181,8 +181,7 @@ class PlainPull(Struct):
             self._start_over()
         pace_at, paced = time.monotonic(), offset
         for block in blocks(response, source.name, BLOCK_BYTES):
-            if self.stop.is_set():
-                raise TemporaryError("stopped")
+            self._go_on()
             self.limiter.wait(len(block), self.stop)
             if self.size is not None and offset + len(block) > self.size:
                 self._start_over()
@@ -199,6 +198,10 @@ class PlainPull(Struct):
         if self.size is not None and offset < self.size:
             raise TemporaryError(f"{source.name} ended after {offset} of {self.size} bytes")
         return hasher
+
+    def _go_on(self, _: int = 0) -> None:
+        if self.stop.is_set():
+            raise TemporaryError("stopped")
 
     def _start_over(self) -> None:
         os.ftruncate(self.partial.fd, 0)

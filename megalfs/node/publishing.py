@@ -34,6 +34,7 @@ class Entry(Struct, frozen=True):
     kind: Kind
     files: int
     bytes_total: int
+    notes: tuple[str, ...] = ()  # what looks wrong in a directory
 
     @property
     def oid(self) -> Oid:
@@ -86,6 +87,7 @@ def _publish_directory(
     store: Store, directory: Path, progress: Callable[[int], None] | None, at: Callable[[str], None] | None
 ) -> Entry:
     from megalfs.store.publish_tree import publish_tree
+    from megalfs.store.shards import shard_notes
 
     found = publish_tree(
         store,
@@ -94,7 +96,9 @@ def _publish_directory(
         progress=progress,
         on_file=None if at is None else lambda file: at(file.path.name),
     )
-    return Entry(directory, found.tree, "tree", len(found.files), sum(file.size for file in found.files))
+    names = [file.path.relative_to(directory).as_posix() for file in found.files]
+    size = sum(file.size for file in found.files)
+    return Entry(directory, found.tree, "tree", len(names), size, tuple(shard_notes(directory, names)))
 
 
 def link_of(store: Store, entry: Entry, *, name: str | None, peers: tuple[HostPort, ...]) -> Link:

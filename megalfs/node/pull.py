@@ -28,6 +28,7 @@ from megalfs.node.decide import find_liars
 from megalfs.node.plain import PlainPull, PlainSource
 from megalfs.node.pull_request import PullCounts, PullRequest
 from megalfs.node.sources import PeerAnswer, Sources, fetch_origin_manifest, node_url
+from megalfs.node.threads import StopSignal
 from megalfs.store.blobs import Place
 from megalfs.store.identity import Identity
 from megalfs.store.ingest import publish
@@ -76,6 +77,7 @@ class Pull:
         self._handed: set[ManifestSignature] = set()
         self._has_asked_origins = False
         self._tracker_task: asyncio.Task[None] | None = None
+        self._stop = StopSignal()
         self._started_at = self._loop.time()
         self._origins: dict[str, Mapping[str, str]] = {
             origin_url(each, oid=request.oid, name=request.name): {} for each in request.origins
@@ -382,7 +384,7 @@ class Pull:
         identity = self._give_name(partial)
         self._partial = None
         if request.keeps_seeding:
-            publish(self._node.store, request.target)
+            publish(self._node.store, request.target, progress=self._stop.go_on)
             if request.is_linked:
                 self._node.store.record(Place(request.target, identity), request.oid, None)
 
@@ -396,7 +398,7 @@ class Pull:
                 durable=self._node.settings.durable and request.syncs,
             )
         except PolicyError:
-            found = identity_holding(request.target, request.oid)
+            found = identity_holding(request.target, request.oid, progress=self._stop.go_on)
             if found is None:
                 raise
             partial.discard()
@@ -470,6 +472,7 @@ class Pull:
         self._base.notes.append(text)
 
     async def _close(self) -> None:
+        self._stop.set()
         if self._tracker_task is not None:
             self._tracker_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

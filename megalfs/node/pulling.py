@@ -9,19 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec import Struct, field
-
 from megalfs.core.ids import Oid
 from megalfs.core.pathrules import name_fault, work_tree_fault
 from megalfs.core.tree import TREE_BYTES_MAX, Tree
 from megalfs.errors import MegalfsError, NotFoundError, PartialError, PolicyError, UsageError
 from megalfs.node.pull import Pull, PullCounts, PullRequest
+from megalfs.node.pull_job import Job
 from megalfs.node.pull_request import Located
 from megalfs.node.resolve import NameSources, Wanted, resolve
+from megalfs.node.small_jobs import SmallJobs, is_small
+from megalfs.node.threads import StopSignal
 from megalfs.store.claim import is_begun
 from megalfs.store.files import map_os_errors, mode_with_x
 from megalfs.store.identity import ChangedError
 from megalfs.store.links import link_file
+from megalfs.store.shards import shard_notes
 from megalfs.store.target import check_target, make_parent
 from megalfs.store.verify import identity_holding
 
@@ -37,29 +39,6 @@ log = logging.getLogger(__name__)
 PULLS_AT_ONCE = 4
 
 
-class _Job(Struct):
-    """One file: what is wanted and where it goes; then the running pull, then its final counts."""
-
-    wanted: Wanted
-    target: Path
-    is_pointer: bool
-    is_executable: bool | None = None  # None: nobody says
-    pull: Pull | None = None
-    final: PullCounts | None = None
-    error: MegalfsError | None = None
-    size: int = field(default=0)
-
-    def counts(self) -> PullCounts:
-        """As they are now."""
-        if self.final is not None:
-            return self.final
-        return self.pull.counts() if self.pull is not None else PullCounts(bytes_total=self.wanted.size)
-
-    def facts(self) -> dict[str, object]:
-        """What a script is told of a file that is done."""
-        return {"oid": str(self.wanted.oid), "path": str(self.target), "size": self.size}
-
-
 class PullSet:
     """The pulls of one command on one node."""
 
@@ -68,9 +47,13 @@ class PullSet:
         self._options = options
         self._cwd = cwd
         self._uses_lan = uses_lan
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._turns: dict[Oid, asyncio.Lock] = {}
+        self._unknown: list[tuple[str, MegalfsError]] = []  # targets that nobody could tell the files of
+        self._trees: list[tuple[Path, Tree]] = []
         self._helpers: list[Pull] = []
+        self._small: SmallJobs | None = None
+        self._stop = StopSignal()
         self._notes: list[str] = []
 
     # --- running -----------------------------------------------------------------------------------------
@@ -81,37 +64,57 @@ class PullSet:
         Raises:
             MegalfsError: of the only file that failed; PartialError when some of several did.
         """
+        try:
+            await self._plan(await self._resolve(targets, names))
+            await self._run_all()
+            for directory, tree in self._trees:
+                paths = [entry.path for entry in tree.entries]
+                self._notes += await asyncio.to_thread(shard_notes, directory, paths)
+        finally:
+            self._stop.set()  # threads that copy or hash are not cancelled with us
+        self._raise_failures()
+
+    async def _resolve(self, targets: Sequence[str], names: NameSources) -> list[Wanted]:
         wanted: list[Wanted] = []
         for target in targets:
-            found = await asyncio.to_thread(
-                resolve, target, cwd=self._cwd, store=self._node.store, names=names
-            )
+            try:
+                found = await asyncio.to_thread(
+                    resolve, target, cwd=self._cwd, store=self._node.store, names=names
+                )
+            except UsageError:
+                raise
+            except MegalfsError as error:
+                self._unknown.append((target, error))
+                continue
             if not found:
                 self._notes.append(f"{target}: no pointer files there, nothing to do")
             wanted += found
-        await self._plan(wanted)
+        return wanted
+
+    async def _run_all(self) -> None:
         slots = asyncio.Semaphore(PULLS_AT_ONCE)
-        results = await asyncio.gather(*(self._run(job, slots) for job in self._jobs), return_exceptions=True)
+        small = [job for job in self._jobs if is_small(job)]
+        work = [self._run_small(small, slots)] if len(small) > 1 else []
+        work += [self._run(job, slots) for job in self._jobs if not work or not is_small(job)]
+        results = await asyncio.gather(*work, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, MegalfsError):
                 raise result
-        self._raise_failures()
 
     def _raise_failures(self) -> None:
-        failed = [job for job in self._jobs if job.error is not None]
+        failed = self._unknown + [(str(job.target), job.error) for job in self._jobs if job.error is not None]
         if not failed:
             return
-        first = failed[0].error
-        assert first is not None
-        if len(self._jobs) == 1:
-            raise first
-        for job in failed:
-            log.warning("%s: %s", job.target, job.error)
-        if len(failed) == len(self._jobs) and len({job.error.exit_code for job in failed if job.error}) == 1:
-            raise first
-        error = PartialError(f"{len(failed)} of {len(self._jobs)} files could not be pulled: {first}")
-        error.files = [job.facts() for job in self._jobs if job.error is None]
-        raise error
+        count, errors = len(self._unknown) + len(self._jobs), [error for _, error in failed]
+        if count == 1:
+            raise errors[0]
+        for name, error in failed:
+            log.warning("%s: %s", name, error)
+        if len(failed) == count and len({error.exit_code for error in errors}) == 1:
+            raise errors[0]
+        partial = PartialError(f"{len(failed)} of {count} files could not be pulled: {errors[0]}")
+        partial.files = [job.facts() for job in self._jobs if job.error is None]
+        raise partial
 
     async def _plan(self, wanted: Sequence[Wanted]) -> None:
         """Makes the jobs; a tree is pulled first and unfolded."""
@@ -126,12 +129,15 @@ class PullSet:
                 self._notes.append(each.note)
             target = self._target(each, dest, is_directory=is_directory)
             if each.kind == "tree":
-                await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
+                try:
+                    await self._unfold(each, target, begun=self._cwd / dest if dest is not None else None)
+                except MegalfsError as error:
+                    self._unknown.append((each.name, error))
                 continue
             needed = dest if dest is not None and self._options.is_dest_directory else target.parent
             if not (self._cwd / needed).is_dir():
                 raise NotFoundError(f"no such directory: {str(needed)!r}", hint="mkdir -p makes it")
-            self._jobs.append(_Job(each, target, is_pointer=each.target is not None))
+            self._jobs.append(Job(each, target, is_pointer=each.target is not None))
 
     def _target(self, wanted: Wanted, dest: Path | None, *, is_directory: bool) -> Path:
         if wanted.target is not None and dest is None:
@@ -168,6 +174,7 @@ class PullSet:
         )
         with map_os_errors(f"cannot make the directory {str(directory)!r}"):
             directory.mkdir(parents=True, exist_ok=True)
+        jobs = []
         for entry in tree.entries:
             fault = work_tree_fault(entry.path) if is_work_tree else None
             if fault is not None:
@@ -182,7 +189,11 @@ class PullSet:
                 origins=tuple(origin for origin in wanted.origins if "{" in origin or origin.endswith("/")),
             )
             target = make_parent(directory, entry.path)
-            self._jobs.append(_Job(each, target, is_pointer=False, is_executable=entry.is_executable))
+            jobs.append(
+                Job(each, target, is_pointer=False, is_executable=entry.is_executable, tree=wanted.oid)
+            )
+        self._jobs += jobs  # all of them or none
+        self._trees.append((directory, tree))
 
     def _is_begun(self, tree: Tree, directory: Path) -> bool:
         """Whether this tree's files, or their partials, lie in a directory."""
@@ -193,16 +204,34 @@ class PullSet:
             for path, oid in files
         )
 
-    async def _run(self, job: _Job, slots: asyncio.Semaphore) -> None:
+    async def _run_small(self, jobs: Sequence[Job], slots: asyncio.Semaphore) -> None:
+        """Together, as far as somebody has them; the rest as any other file."""
+        self._small = SmallJobs(self._node, self._settle, self._request_of)
+        try:
+            left = await self._small.run(jobs)
+        except MegalfsError as error:  # of this machine: its index, its disk
+            for job in jobs:
+                job.error = job.error if job.is_settled else error
+            return
+        await asyncio.gather(*(self._run(job, slots) for job in left))
+
+    def _settle(self, job: Job) -> bool:
+        """Whether a job is done without the network, or cannot be done. Blocks."""
+        try:
+            if not self._is_here(job):
+                return False
+            self._fit_mode(job)
+        except MegalfsError as error:
+            job.error = error
+        return True
+
+    async def _run(self, job: Job, slots: asyncio.Semaphore) -> None:
         # Two targets of one blob: the second finds it on this disk.
         async with self._turns.setdefault(job.wanted.oid, asyncio.Lock()), slots:
             try:
-                if await asyncio.to_thread(self._is_here, job):
-                    await asyncio.to_thread(self._fit_mode, job)
+                if await asyncio.to_thread(self._settle, job):
                     return
-                job.pull = Pull(
-                    self._node, self._request(job.wanted, job.target, is_pointer=job.is_pointer, job=job)
-                )
+                job.pull = Pull(self._node, self._request_of(job))
                 await job.pull.run()
                 job.size = job.target.stat().st_size
             except MegalfsError as error:
@@ -214,8 +243,12 @@ class PullSet:
                     if job.error is None:
                         job.final.bytes_total = job.final.bytes_verified = job.size
 
+    def _request_of(self, job: Job) -> PullRequest:
+        is_executable = job.is_executable is True
+        return self._request(job.wanted, job.target, is_pointer=job.is_pointer, is_executable=is_executable)
+
     def _request(
-        self, wanted: Wanted, target: Path, *, is_pointer: bool, job: _Job | None = None
+        self, wanted: Wanted, target: Path, *, is_pointer: bool, is_executable: bool = False
     ) -> PullRequest:
         options, settings = self._options, self._node.settings
         keys = options.keys | settings.trusted_keys | ({wanted.key} if wanted.key is not None else set())
@@ -232,12 +265,12 @@ class PullSet:
             located=options.located.get(wanted.oid, Located()),
             uses_lan=self._uses_lan and not (wanted.peers or wanted.trackers or wanted.origins),
             may_replace=lambda: is_pointer or options.force or self._node.store.may_replace(target),
-            is_executable=job is not None and job.is_executable is True,
+            is_executable=is_executable,
             wait_peers_s=options.wait_peers_s,
             is_shared=options.share,
         )
 
-    def _is_here(self, job: _Job) -> bool:
+    def _is_here(self, job: Job) -> bool:
         """Whether the target needs no network: it is right already, or the blob lies elsewhere on this disk."""
         store, target, oid = self._node.store, job.target, job.wanted.oid
         is_link = self._options.link == "sym" and target.is_symlink()  # of ours, when it leads to the blob
@@ -261,12 +294,20 @@ class PullSet:
             return False  # it was here when somebody last looked
         # Outside the root somebody may write into the file: it must not be one inode with what is published.
         is_ours = target.is_relative_to(store.root.path)
-        link_file(source, target, mode=self._options.link, to_work_tree=not is_ours, replace=stands)
+        link_file(
+            source,
+            target,
+            mode=self._options.link,
+            to_work_tree=not is_ours,
+            replace=stands,
+            durable=self._node.settings.durable,
+            progress=self._stop.go_on,
+        )
         if not target.is_symlink():
             store.adopt(target, store.load_manifest(blob.manifests[0], oid))
         return self._found_here(job, blob.size)
 
-    def _fit_mode(self, job: _Job) -> None:
+    def _fit_mode(self, job: Job) -> None:
         """Gives a file that was on this disk already the x bits that its tree names."""
         target = job.target
         with map_os_errors(f"cannot set the mode of {str(target)!r}"):
@@ -279,14 +320,14 @@ class PullSet:
 
     def _holds(self, target: Path, oid: Oid) -> bool:
         """Hashes a file that nobody vouches for; when it is right after all, it is taken up."""
-        identity = identity_holding(target, oid)
+        identity = identity_holding(target, oid, progress=self._stop.go_on)
         if identity is None:
             return False
         self._node.store.adopt_bare(target, oid, identity=identity)
         return True
 
     @staticmethod
-    def _found_here(job: _Job, size: int) -> bool:
+    def _found_here(job: Job, size: int) -> bool:
         job.size = size
         job.final = PullCounts("done", size, size, size)
         return True
@@ -295,7 +336,10 @@ class PullSet:
 
     def rejected(self) -> dict[str, int]:
         """Pieces that came with wrong bytes, by source."""
-        return _sum(job.counts().rejected for job in self._jobs)
+        return _sum([*(job.counts().rejected for job in self._jobs), self._rejected_small()])
+
+    def _rejected_small(self) -> Mapping[str, int]:
+        return {} if self._small is None else self._small.rejected
 
     def snapshot(self) -> ProgressSnapshot:
         """How far all files are together."""
@@ -330,7 +374,7 @@ class PullSet:
             bytes_origin=sum(each.bytes_origin for each in counts),
             bytes_by_peer=_sum(each.by_peer for each in counts),
             seconds=seconds,
-            rejected=_sum(each.rejected for each in counts),
+            rejected=_sum([*(each.rejected for each in counts), self._rejected_small()]),
             notes=[*self._notes, *(note for each in counts for note in each.notes)],
         )
 

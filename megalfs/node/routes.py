@@ -8,6 +8,7 @@ ending the body.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -31,6 +32,7 @@ from megalfs.errors import (
 )
 from megalfs.net.handshake import NONCE_HEADER, PROTOCOL, UPGRADE_PATH
 from megalfs.node import status as node_status
+from megalfs.node.bulk_route import BulkRoute
 from megalfs.node.holdings import Holding, holding_of
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def make_app(node: Node) -> web.Application:
             web.post("/v1/announce", routes.announce),
             web.get("/v1/peers/{oid}", routes.peers),
             web.get(UPGRADE_PATH, routes.peer),
+            *BulkRoute(node).routes(),
         ]
     )
     for service in node.services:
@@ -207,6 +210,12 @@ class Routes:
         except StoreError:
             transport.abort()
             raise
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            transport.abort()
+            holding.source.spoil()
+            holding.source.check()
         await response.write_eof()
         return response
 

@@ -19,6 +19,9 @@ class PieceSource(Protocol):
     def check(self) -> None:
         """Raises StoreError when the bytes may no longer be the ones that were verified."""
 
+    def spoil(self) -> None:
+        """The disk failed to read it: every later `check` raises."""
+
     def close(self) -> None:
         """Closes the file."""
 
@@ -33,6 +36,7 @@ class PartialSource:
     def __init__(self, fd: int) -> None:
         self._fd = os.dup(fd)
         self._identity: Identity | None = None
+        self._is_spoiled = False
 
     def settle(self, identity: Identity) -> None:
         """The file has its final name; `identity` is what it was when its bytes were proven."""
@@ -46,10 +50,16 @@ class PartialSource:
         """One fstat once the file is the user's; nothing before.
 
         Raises:
-            ChangedError: somebody wrote into it since.
+            ChangedError: somebody wrote into it since, or the disk failed.
         """
+        if self._is_spoiled:
+            raise ChangedError("the file cannot be read", hint="look at the disk")
         if self._identity is not None and not self._identity.is_still(Identity.of_fd(self._fd)):
             raise ChangedError("the file changed since it was pulled", hint="publish it again")
+
+    def spoil(self) -> None:
+        """The disk failed to read it."""
+        self._is_spoiled = True
 
     def close(self) -> None:
         """Closes the descriptor."""

@@ -97,6 +97,8 @@ def metrics(node: Node) -> str:
                    (({"source": "peer"}, received - origin), ({"source": "origin"}, origin))),
             Metric("sent_bytes_total", "counter", "Bytes sent.",
                    (({"via": "peer"}, node.bytes_sent()), ({"via": "http"}, node.totals.bytes_served_http))),
+            Metric("bulk_answers_total", "counter", "Answers that carried many small files.",
+                   (({}, node.totals.bulk_answers),)),
             Metric("pieces_rejected_total", "counter", "Pieces that came with wrong bytes.", (({}, rejected),)),
             Metric("peers_dropped_total", "counter", "Peers banned since start.", (({}, node.hub.ban_count),)),
             Metric("tracker_requests_total", "counter", "Requests answered as a tracker.",

@@ -12,10 +12,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-__all__ = ["in_daemon_thread"]
+from megalfs.errors import CancelledByUserError
+
+__all__ = ["StopSignal", "in_daemon_thread"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class StopSignal(threading.Event):
+    """Set when the work of a thread that cannot be cancelled is not wanted any more."""
+
+    def go_on(self, _count: int = 0) -> None:
+        """For what reports its progress in bytes; raises CancelledByUserError once the signal is set."""
+        if self.is_set():
+            raise CancelledByUserError("stopped", exit_code=143)
 
 
 async def in_daemon_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -136,7 +136,7 @@ class Store:
         reader = PieceReader(fd, manifest)
         if any(reader.read(run)[1] for run in sample_runs(manifest)):
             return False
-        with self._changing(blob.oid):
+        with self._noting(blob.oid):
             self.index.put_place(blob.oid, Place(place.path, place.identity.renewed(identity)))
         return True
 
@@ -200,10 +200,17 @@ class Store:
     @contextmanager
     def _changing(self, *oids: Oid) -> Iterator[None]:
         """One change of the index; the sidecars of these blobs are rewritten before it is committed."""
+        self.root.check_writable()
         with self.index.change():
             yield
             for oid in oids:
                 self._write_sidecar(oid)
+
+    @contextmanager
+    def _noting(self, oid: Oid) -> Iterator[None]:
+        """As `_changing`, for what was only seen on the way: where nothing can be written it is not kept."""
+        with nullcontext() if self.root.is_read_only else self._changing(oid):
+            yield
 
     def _write_sidecar(self, oid: Oid) -> None:
         blob = self.index.blob(oid)
@@ -218,7 +225,7 @@ class Store:
         blob = self.index.blob(oid)
         if blob is None:
             return
-        with self._changing(oid):
+        with self._noting(oid):
             for place in blob.places:
                 if path is None or place.path == path:
                     self.index.put_place(oid, Place(place.path, place.identity, is_suspect=True))
@@ -243,7 +250,7 @@ class Store:
         for place in blob.places:
             if place.is_suspect:
                 identity = self._hash_place(blob, place.path, progress)
-                with self._changing(oid):
+                with self._noting(oid):
                     if identity is None:
                         self.index.drop_place(place.path)
                     else:
@@ -264,7 +271,7 @@ class Store:
         for place in blob.places:
             identity = self._hash_place(blob, place.path, progress)
             results[place.path] = identity is not None
-            with self._changing(oid):
+            with self._noting(oid):
                 known = place.identity.renewed(identity) if identity else place.identity
                 self.index.put_place(oid, Place(place.path, known, is_suspect=identity is None))
         return results
@@ -352,7 +359,7 @@ class Store:
         try:
             return Manifest.decode(self.sidecars.read_manifest(manifest_id, oid), oid=oid)
         except NotFoundError:
-            with self._changing(oid):
+            with self._noting(oid):
                 self.index.drop_manifest(manifest_id)
             raise
 
@@ -464,7 +471,11 @@ class Store:
             if opened.size > bytes_max:
                 raise PolicyError(f"{oid} has {opened.size} bytes; the limit is {bytes_max}")
             buffer = bytearray(opened.size)
-            filled = pread_into(opened.fd, buffer, 0)
+            try:
+                filled = pread_into(opened.fd, buffer, 0)
+            except OSError:
+                opened.spoil()
+                filled = 0
             opened.check()
         if filled != len(buffer):
             raise ChangedError(f"{oid} was truncated while it was read")

@@ -80,13 +80,15 @@ def cut_windows(
     """Reads `size` bytes once, in order; windows grow to the slots' size, so that whoever gets them starts soon.
 
     Args:
-        take_slot: a buffer of `slot_bytes` that nobody reads any more; may wait.
+        take_slot: a buffer of `slot_bytes`, or of `size` where that is at most `SLOT_BYTES`, that nobody reads any
+            more; may wait.
 
     Raises:
         ChangedError: the file is shorter than `size`.
     """
     chunker = RegionChunker(regions(layout, size, profile.avg), profile)
-    head, offset, step = profile.max, 0, slot_bytes(profile) - profile.max
+    offset, step = 0, slot_bytes(profile) - profile.max
+    head = 0 if size <= SLOT_BYTES else profile.max  # one window leaves nothing undecided
     rest = memoryview(b"")
     while offset < size:
         slot = take_slot()
@@ -96,7 +98,7 @@ def cut_windows(
         filled = pread_into(fd, view[head : head + min(len(slot) - head, size - offset, step)], offset)
         step *= 2
         base, offset = offset - len(rest), offset + filled
-        if not filled:
+        if not filled or (not head and filled < size):
             raise ChangedError(f"the file shrank to {offset} bytes while it was read")
         window = view[start : head + filled]
         ends = array("Q", [end - base for end in chunker.push(window, base, is_final=offset == size)])

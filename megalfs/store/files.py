@@ -212,8 +212,11 @@ def fsync_dir(path: Path) -> None:
 
 
 def write_json(path: Path, document: dict[str, Json], *, mode: int = 0o600) -> None:
-    """Writes a small JSON sidecar whole; names that are not UTF-8 survive as escaped lone surrogates."""
-    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode("ascii"), mode=mode)
+    """Writes a small JSON sidecar whole; names that are not UTF-8 survive as escaped lone surrogates.
+
+    On one line: indented, the encoder is the one in Python, which took a tenth of the time of a small file.
+    """
+    write_atomic(path, (json.dumps(document) + "\n").encode("ascii"), mode=mode)
 
 
 def read_json(path: Path) -> dict[str, Json] | None:

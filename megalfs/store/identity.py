@@ -56,6 +56,10 @@ class Identity(Struct, frozen=True):
         """Whether only the device number differs: a reboot or a new mount renumbers devices."""
         return other.is_still(replace(self, dev=other.dev))
 
+    def fields(self) -> tuple[int, int, int, int, int]:
+        """As records keep it, in the order of `Identity`'s arguments."""
+        return self.dev, self.ino, self.size, self.mtime_ns, self.ctime_ns
+
     @property
     def is_linked(self) -> bool:
         """Whether this is of a file that shares its inode with another store: see `linked`."""

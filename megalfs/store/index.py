@@ -117,13 +117,14 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._ino = 0
         self._filling = False
+        self._in_memory = False
 
     def close(self) -> None:
         """Closes the database."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
-                self._connection = None
+                self._connection, self._in_memory = None, False
 
     def version(self) -> tuple[int, int, int]:
         """A value that changes when this or any other process changes the index."""
@@ -224,8 +225,7 @@ class Index:
 
     def put_place(self, oid: Oid, place: Place) -> None:
         """Records that a file holds a blob; a file holds one at a time."""
-        i = place.identity
-        row = (i.dev, i.ino, i.size, i.mtime_ns, i.ctime_ns, int(place.is_suspect))
+        row = (*place.identity.fields(), int(place.is_suspect))
         query = "INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         self._execute(query, (os.fsencode(place.path), oid.raw, *row))
 
@@ -284,8 +284,10 @@ class Index:
 
     def _current(self) -> sqlite3.Connection:
         """The open database; another generation of it, made by another process, is opened anew."""
-        if self._connection is not None and (self._depth or self._filling):
+        if self._connection is not None and (self._depth or self._filling or self._in_memory):
             return self._connection
+        if not os.access(self._root.local, os.W_OK):
+            return self._build_in_memory()
         try:
             ino = self._root.index.stat().st_ino
         except FileNotFoundError:
@@ -298,6 +300,14 @@ class Index:
                 self._open()
         assert self._connection is not None
         return self._connection
+
+    def _build_in_memory(self) -> sqlite3.Connection:
+        """Of a root that cannot be written: SQLite could not roll back what a crash left in the file there."""
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        connection.executescript(_SCHEMA)
+        self._in_memory, self._connection = True, connection
+        self._rebuild(self)
+        return connection
 
     def _open(self) -> None:
         connection = _connect(self._root.index)

@@ -19,7 +19,7 @@ __all__ = ["OpenBlob"]
 class OpenBlob:
     """Serve from `fd`, and call `check` before and after each range: changed bytes were never offered."""
 
-    __slots__ = ("_withdraw", "fd", "identity", "oid", "path", "size")
+    __slots__ = ("_is_spoiled", "_withdraw", "fd", "identity", "oid", "path", "size")
 
     def __init__(
         self, fd: int, oid: Oid, path: Path, identity: Identity, withdraw: Callable[[], None]
@@ -30,16 +30,25 @@ class OpenBlob:
         self.identity = identity
         self.size = identity.size  # bytes
         self._withdraw = withdraw
+        self._is_spoiled = False
 
     def check(self) -> None:
         """That the open file is still the one that was hashed: one fstat.
 
         Raises:
-            ChangedError: it is not; it is withdrawn already, and the connection must be aborted.
+            ChangedError: it is not, or the disk could not read it; it is withdrawn already, and the connection
+                must be aborted.
         """
+        if self._is_spoiled:
+            self._withdraw()
+            raise ChangedError(f"{str(self.path)!r} cannot be read", hint="look at the disk")
         if not self.identity.is_still(Identity.of_fd(self.fd)):
             self._withdraw()
             raise ChangedError(f"{str(self.path)!r} changed since it was hashed", hint="publish it again")
+
+    def spoil(self) -> None:
+        """The disk failed to read it: the next `check` withdraws it. From any thread."""
+        self._is_spoiled = True
 
     def fileno(self) -> int:
         """The descriptor, for sendfile."""

@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.ids import Oid
-from megalfs.errors import BusyError, PolicyError, SpaceError
+from megalfs.errors import BusyError, SpaceError
 from megalfs.store.claim import (
     PART_SUFFIX,
     STATE_SUFFIX,
@@ -35,10 +35,10 @@ from megalfs.store.claim import (
     part_names,
     state_name_of,
 )
-from megalfs.store.files import fsync_dir, map_os_errors, mode_with_x, rename_new, write_all, write_atomic
+from megalfs.store.files import fsync_dir, map_os_errors, mode_with_x, write_all, write_atomic
 from megalfs.store.identity import Identity
 from megalfs.store.partial_state import PartialState, overwrite, save_bits, write_state
-from megalfs.store.target import check_target
+from megalfs.store.target import check_target, give_name
 from megalfs.store.verify import PieceReader
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from megalfs.core.manifest import Manifest
     from megalfs.store.root import Root
 
-__all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target", "is_own_file"]
+__all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target", "is_own_file", "register_directory"]
 
 RESERVE_BYTES = 64 << 20  # left free for others; a disk filled to the last block breaks more than one pull
 
@@ -103,7 +103,7 @@ class Partial:
         target = target.absolute()
         check_target(target)
         with map_os_errors(f"cannot write beside {str(target)!r}"):
-            _register(root, target.parent)
+            register_directory(root, target.parent)
             directory_fd = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 claim = claim_abandoned(target, directory_fd, wanted)
@@ -191,12 +191,18 @@ class Partial:
                         self.have.add(*part)
                 yield part, is_good
 
-    def rehash_prefix(self) -> tuple[hashlib._Hash, int]:
-        """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is."""
+    def rehash_prefix(self, progress: Callable[[int], None] | None = None) -> tuple[hashlib._Hash, int]:
+        """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is.
+
+        Args:
+            progress: called with bytes hashed; what it raises ends the hashing.
+        """
         hasher, offset = hashlib.sha256(), 0
         while block := os.pread(self.fd, 1 << 20, offset):
             hasher.update(block)
             offset += len(block)
+            if progress is not None:
+                progress(len(block))
         return hasher, offset
 
     def rebase(self, manifest: Manifest) -> Bitfield:
@@ -295,7 +301,7 @@ class Partial:
                 os.fchmod(self.fd, mode_with_x(mode, is_executable=True))
             if durable:
                 os.fsync(self.fd) if sys.platform == "darwin" else os.fdatasync(self.fd)
-            self._rename(replace=replace)
+            give_name(self._part_name, self.target, replace=replace, dir_fd=self._directory_fd)
             if durable:
                 fsync_dir(self.target.parent)
             with suppress(FileNotFoundError):
@@ -303,18 +309,6 @@ class Partial:
             identity = Identity.of_fd(self.fd)
         self.close()
         return identity
-
-    def _rename(self, *, replace: bool) -> None:
-        at, name = self._directory_fd, self.target.name
-        if replace:
-            os.replace(self._part_name, name, src_dir_fd=at, dst_dir_fd=at)
-            return
-        try:
-            rename_new(self._part_name, name, dir_fd=at)
-        except FileExistsError as error:
-            raise PolicyError(
-                f"{str(self.target)!r} exists and was never published or pulled", hint="--force replaces it"
-            ) from error
 
     def discard(self) -> None:
         """Removes the partial and its sidecar."""
@@ -377,7 +371,7 @@ def _fallocate(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-def _register(root: Root, directory: Path) -> None:
+def register_directory(root: Root, directory: Path) -> None:
     """Remembers that partials may lie in `directory`."""
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
     path = root.partials / name

@@ -16,7 +16,7 @@ from megalfs.core.pathrules import escape_for_terminal, path_fault, paths_fault
 from megalfs.errors import PolicyError, UsageError
 from megalfs.store.claim import is_own_file
 from megalfs.store.files import kind_of, map_os_errors
-from megalfs.store.ingest import Published, publish
+from megalfs.store.ingest import Published, publish, publish_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,16 +104,21 @@ def publish_tree(
     """
     from megalfs.core.tree import Tree, TreeEntry
 
-    files, entries = [], []
     below = walk(directory)
     if not below:
         raise UsageError(f"no files below {str(directory)!r}")
-    for found in below:
-        if on_file is not None:
-            on_file(found)
-        published = publish(store, found.path, is_signed=is_signed, progress=progress)
-        files.append(published)
-        entries.append(TreeEntry(found.name, found.is_executable, published.oid, published.size))
+
+    def paths() -> Iterator[Path]:
+        for found in below:
+            if on_file is not None:
+                on_file(found)
+            yield found.path
+
+    files = tuple(publish_many(store, paths(), is_signed=is_signed, progress=progress))
+    entries = [
+        TreeEntry(found.name, found.is_executable, published.oid, published.size)
+        for found, published in zip(below, files, strict=True)
+    ]
     oid = store.put_bytes(Tree.of(entries).encode())
     tree = publish(store, store.root.blob_path(oid), is_signed=is_signed)
-    return PublishedTree(tree, tuple(files))
+    return PublishedTree(tree, files)

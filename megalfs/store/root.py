@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
-from megalfs.errors import BusyError, NotFoundError, PolicyError, StoreError, UsageError
+from megalfs.errors import (
+    BusyError,
+    NotAuthorisedError,
+    NotFoundError,
+    PolicyError,
+    StoreError,
+    UsageError,
+)
 from megalfs.store.files import (
     Json,
     is_network_file_system,
@@ -106,7 +113,8 @@ class Root(Struct, frozen=True):
                 base = local_base or Path(f"/var/tmp/megalfs-{os.getuid()}")  # noqa: S108 - owner and mode checked
                 local = _local_directory(path, base)
                 root = cls(path, path / "hosts" / machine, local, machine)
-            root._make_directories()
+            if not root.is_read_only:
+                root._make_directories()
         return root
 
     def _make_directories(self) -> None:
@@ -115,6 +123,18 @@ class Root(Struct, frozen=True):
             self.host.mkdir(mode=0o700, exist_ok=True)
         for directory in (self.manifests, self.blobs, self.places, self.names, self.partials):
             directory.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether this host can only read it: a snapshot, or an export that is mounted so."""
+        return not os.access(self.host if self.host.exists() else self.path, os.W_OK)
+
+    def check_writable(self) -> None:
+        """Raises NotAuthorisedError for a root that can only be read."""
+        if self.is_read_only:
+            raise NotAuthorisedError(
+                f"the root {str(self.path)!r} is read-only", hint="name another one with --root"
+            )
 
     @property
     def is_shared(self) -> bool:
@@ -228,6 +248,8 @@ class Root(Struct, frozen=True):
             if path.stat().st_mtime_ns >= (self.host / "key.pem").stat().st_mtime_ns:
                 return NodeKey.parse(path.read_text(encoding="ascii").strip())
         public = self.load_or_create_key().public
+        if self.is_read_only:
+            return public
         with map_os_errors(f"cannot write {str(path)!r}"):
             write_atomic(path, f"{public}\n".encode("ascii"))
         return public

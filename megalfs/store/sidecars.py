@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from msgspec.structs import astuple
-
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.core.signing import ManifestSignature, format_signatures, parse_signatures
 from megalfs.errors import NotFoundError, UsageError
@@ -58,7 +56,8 @@ class Sidecars:
         with map_os_errors(f"no manifest {manifest_id} of {oid}"):
             encoded = path.read_bytes()
         if hashlib.sha256(encoded).digest() != manifest_id.raw:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             raise NotFoundError(
                 f"the manifest {manifest_id} was damaged on disk", hint="publish the file again"
             )
@@ -113,6 +112,9 @@ class Sidecars:
         self, manifest_id: ManifestId, oid: Oid, signatures: Iterable[ManifestSignature]
     ) -> None:
         """Adds signatures, one per key."""
+        signatures = tuple(signatures)
+        if not signatures:
+            return
         known = {signature.key: signature for signature in self.signatures(manifest_id, oid)}
         merged = known | {signature.key: signature for signature in signatures}
         if merged != known:
@@ -135,7 +137,7 @@ class Sidecars:
     def write_blob(self, blob: Blob, computed: list[KnownManifest]) -> None:
         """Repeats what the index says of one blob."""
         places: list[Json] = [
-            {"path": str(place.path), "identity": list(astuple(place.identity)), "suspect": place.is_suspect}
+            {"path": str(place.path), "identity": list(place.identity.fields()), "suspect": place.is_suspect}
             for place in blob.places
         ]
         document: dict[str, Json] = {
@@ -177,7 +179,9 @@ class Sidecars:
 
 
 def _hex_entries(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if _HEX.match(path.name))
+    with suppress(FileNotFoundError):  # nothing was kept here, and the root cannot be written
+        return sorted(path for path in directory.iterdir() if _HEX.match(path.name))
+    return []
 
 
 def _blob_of(document: dict[str, Json]) -> tuple[Blob, list[KnownManifest]] | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from megalfs.core.pathrules import escape_for_terminal, path_fault
 from megalfs.errors import PolicyError
-from megalfs.store.files import kind_of, map_os_errors
+from megalfs.store.files import kind_of, map_os_errors, rename_new
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["check_target", "make_parent"]
+__all__ = ["check_target", "give_name", "make_parent"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -35,6 +35,29 @@ def check_target(path: Path) -> bool:
     if stat.S_ISREG(found.st_mode):
         return True
     raise PolicyError(f"will not replace {str(path)!r}: it is a {kind_of(found.st_mode)}")
+
+
+def give_name(part: str | Path, target: Path, *, replace: bool, dir_fd: int | None = None) -> None:
+    """Renames a whole file to its target.
+
+    Args:
+        dir_fd: the target's directory, which `part` is relative to.
+        replace: cover what stands there.
+
+    Raises:
+        PolicyError: something stands there and is not to be replaced.
+        OSError: as rename(2).
+    """
+    name = target if dir_fd is None else target.name
+    if replace:
+        os.replace(part, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        return
+    try:
+        rename_new(part, name, dir_fd=dir_fd)
+    except FileExistsError as error:
+        raise PolicyError(
+            f"{str(target)!r} exists and was never published or pulled", hint="--force replaces it"
+        ) from error
 
 
 def make_parent(base: Path, relative: str) -> Path:

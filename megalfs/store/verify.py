@@ -118,15 +118,21 @@ def sha256_of_fd(fd: int, *, progress: Callable[[int], None] | None = None) -> t
     return hasher.digest(), offset
 
 
-def identity_holding(path: Path, oid: Oid) -> Identity | None:
-    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed."""
+def identity_holding(
+    path: Path, oid: Oid, *, progress: Callable[[int], None] | None = None
+) -> Identity | None:
+    """The identity of a file that holds a blob; None when it holds something else, or is not to be followed.
+
+    Args:
+        progress: called with bytes hashed; what it raises ends the hashing.
+    """
     try:
         fd = open_regular(path)
     except (OSError, ChangedError):
         return None
     try:
         before = Identity.of_fd(fd)
-        digest, _ = sha256_of_fd(fd)
+        digest, _ = sha256_of_fd(fd, progress=progress)
         return before if digest == oid.raw and Identity.of_fd(fd) == before else None
     finally:
         os.close(fd)
