@@ -2,9 +2,10 @@
 
 Two threads and a ring of slots. One reads (pread, never mmap: a truncated mapping is a SIGBUS, and mapped
 pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file, which is serial and
-so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop as far as that costs the
-chain little (`ChainHasher.chunk_share`: all of it on Zen 4, part of it on Golden Cove), the rest sixteen chunks
-at a time in the first thread. Memory is the ring and 72 bytes a chunk.
+so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop (all of it on Zen 4, where that
+is free) or sixteen chunks at a time into the first thread. On Golden Cove the threads decide window by window: a
+chain that is behind takes no chunks, one that keeps up takes `ChainHasher.chunk_share` of them. Memory is the ring
+and 72 bytes a chunk.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megalfs.store.files import check_regular, map_os_errors
 from megalfs.store.identity import ChangedError, Identity, open_regular, settle
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
     from megalfs.core.chunker import Profile
@@ -159,19 +161,19 @@ def sha256_from(window: Window, first: int) -> bytes:
 class ChainThread:
     """The thread of the SHA-256 chain, and the ring of slots that it empties.
 
-    It takes the first chunks of each window along, `chunk_share` of its bytes.
+    It takes the first chunks of a window along, `chunk_share` of its bytes, unless it is behind.
     """
 
     def __init__(self, size: int, profile: Profile) -> None:
-        from megalfs.store.cutting import SLOT_BYTES, slot_bytes
+        from megalfs.store.cutting import SLOT_BYTES, new_slot
 
         self.hasher = megalfs_ext.ChainHasher()
         self.sha256: list[bytes] = []
-        self._free: queue.SimpleQueue[bytearray | BaseException] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[mmap.mmap | BaseException] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[Window, int] | None] = queue.SimpleQueue()  # at most one a slot
         window, slots = (SLOT_BYTES, SLOTS) if self.hasher.chunk_share == 1 else (LANES_BYTES, LANES_SLOTS)
         for _ in range(slots if size > SLOT_BYTES else 1):
-            self._free.put(bytearray(slot_bytes(profile, min(window, size))))
+            self._free.put(new_slot(profile, size, window))
         self._thread = threading.Thread(target=self._run, name="megalfs-sha256", daemon=True)
 
     def __enter__(self) -> ChainThread:
@@ -182,7 +184,7 @@ class ChainThread:
         self._full.put(None)
         self._thread.join()
 
-    def take_slot(self) -> bytearray:
+    def take_slot(self) -> mmap.mmap:
         """A slot that was hashed; waits for one."""
         slot = self._free.get()
         if isinstance(slot, BaseException):
@@ -190,8 +192,12 @@ class ChainThread:
         return slot
 
     def put(self, window: Window) -> int:
-        """Hands a window over; returns how many of its first chunks get their SHA-256 here."""
-        count = bisect_right(window.ends, self.hasher.chunk_share * len(window.view))
+        """Hands a window over; returns how many of its first chunks get their SHA-256 here.
+
+        None of them while every other slot waits for the chain: then it is behind, and the caller has the time.
+        """
+        is_behind = self._free.empty() and self.hasher.chunk_share < 1
+        count = 0 if is_behind else bisect_right(window.ends, self.hasher.chunk_share * len(window.view))
         self._full.put((window, count))
         return count
 
