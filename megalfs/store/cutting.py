@@ -6,16 +6,15 @@ moved only there (at most one chunk per window) and every call sees one contiguo
 
 from __future__ import annotations
 
-import mmap
 import os
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import megalfs_ext
 from megalfs.core.chunker import (
+    DEFAULT_PROFILE,
     Layout,
     NeedMore,
     Plain,
@@ -30,7 +29,7 @@ from megalfs.store.identity import ChangedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SLOT_BYTES", "Window", "cut_windows", "new_slot", "read_file_layout"]
+__all__ = ["SLOT_BYTES", "Window", "cut_windows", "read_file_layout", "slot_bytes"]
 
 SLOT_BYTES = (
     2 << 20
@@ -46,23 +45,16 @@ class Window:
     ends: array[int]  # bytes from the start of the view
     blake3: bytes
     base: int  # where the view starts in the file
-    slot: mmap.mmap
+    slot: bytearray
 
     def lengths(self) -> list[int]:
         """The chunks' lengths in bytes."""
         return [end - start for start, end in pairwise((0, *self.ends))]
 
 
-def new_slot(profile: Profile, size: int, window: int = SLOT_BYTES) -> mmap.mmap:
-    """A slot for a file of `size` bytes that is read in windows of `window` bytes at most.
-
-    A large file's is on huge pages where there are any: 51 MiB are 13,000 page faults otherwise.
-    """
-    slot = mmap.mmap(-1, max(min(window, size), profile.max) + profile.max)
-    if size > SLOT_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            slot.madvise(mmap.MADV_HUGEPAGE)
-    return slot
+def slot_bytes(profile: Profile = DEFAULT_PROFILE, window: int = SLOT_BYTES) -> int:
+    """The size of a slot that windows of so many bytes are read into."""
+    return max(window, profile.max) + profile.max
 
 
 def read_file_layout(fd: int, size: int, profile: Profile) -> Layout | Plain:
@@ -83,18 +75,18 @@ def read_file_layout(fd: int, size: int, profile: Profile) -> Layout | Plain:
 
 
 def cut_windows(
-    fd: int, size: int, layout: Layout | Plain, profile: Profile, take_slot: Callable[[], mmap.mmap]
+    fd: int, size: int, layout: Layout | Plain, profile: Profile, take_slot: Callable[[], bytearray]
 ) -> Iterator[Window]:
     """Reads `size` bytes once, in order; windows grow to the slots' size, so that whoever gets them starts soon.
 
     Args:
-        take_slot: a slot that nobody reads any more; may wait.
+        take_slot: a buffer of `slot_bytes` that nobody reads any more; may wait.
 
     Raises:
         ChangedError: the file is shorter than `size`.
     """
     chunker = RegionChunker(regions(layout, size, profile.avg), profile)
-    head, offset, step = profile.max, 0, max(SLOT_BYTES, profile.max)
+    head, offset, step = profile.max, 0, slot_bytes(profile) - profile.max
     rest = memoryview(b"")
     while offset < size:
         slot = take_slot()

@@ -25,7 +25,6 @@ from megalfs.store.files import check_regular, map_os_errors
 from megalfs.store.identity import ChangedError, Identity, open_regular, settle
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable
 
     from megalfs.core.chunker import Profile
@@ -165,15 +164,15 @@ class ChainThread:
     """
 
     def __init__(self, size: int, profile: Profile) -> None:
-        from megalfs.store.cutting import SLOT_BYTES, new_slot
+        from megalfs.store.cutting import SLOT_BYTES, slot_bytes
 
         self.hasher = megalfs_ext.ChainHasher()
         self.sha256: list[bytes] = []
-        self._free: queue.SimpleQueue[mmap.mmap | BaseException] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[bytearray | BaseException] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[Window, int] | None] = queue.SimpleQueue()  # at most one a slot
         window, slots = (SLOT_BYTES, SLOTS) if self.hasher.chunk_share == 1 else (LANES_BYTES, LANES_SLOTS)
         for _ in range(slots if size > SLOT_BYTES else 1):
-            self._free.put(new_slot(profile, size, window))
+            self._free.put(bytearray(slot_bytes(profile, min(window, size))))
         self._thread = threading.Thread(target=self._run, name="megalfs-sha256", daemon=True)
 
     def __enter__(self) -> ChainThread:
@@ -184,7 +183,7 @@ class ChainThread:
         self._full.put(None)
         self._thread.join()
 
-    def take_slot(self) -> mmap.mmap:
+    def take_slot(self) -> bytearray:
         """A slot that was hashed; waits for one."""
         slot = self._free.get()
         if isinstance(slot, BaseException):

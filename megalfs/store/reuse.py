@@ -19,12 +19,11 @@ from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.chunker import DEFAULT_PROFILE, Profile
 from megalfs.errors import MegalfsError, NotFoundError
 from megalfs.formats.digests import SortedDigests, digests_from_bytes
-from megalfs.store.cutting import cut_windows, new_slot, read_file_layout
+from megalfs.store.cutting import cut_windows, read_file_layout, slot_bytes
 from megalfs.store.identity import ChangedError, open_regular
 from megalfs.store.verify import PieceReader, split, windows
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
@@ -173,9 +172,9 @@ def chunk_file(
     digests = bytearray()
     try:
         size = os.fstat(fd).st_size
-        slots = [new_slot(profile, size) for _ in range(2)]
+        slots = [bytearray(min(slot_bytes(profile), profile.max + max(size, 1))) for _ in range(2)]
 
-        def take_slot() -> mmap.mmap:
+        def take_slot() -> bytearray:
             slots.reverse()
             return slots[0]
 
