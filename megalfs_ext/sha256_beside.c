@@ -56,6 +56,10 @@ typedef __m256i words; /* one word of each of eight lanes */
 #define BIG_ENDIAN_WORDS _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203)
 #define FOUR_WORDS(i) _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)chain + (i)), BIG_ENDIAN_WORDS)
 #define KEY(i) (*(const __m128i *)(SHA256_K + 4 * (i)))
+/* What the loop waits for when a line is not there; the processor's own prefetch stops at each page, and a miss of
+ * a lane holds up the chain behind it.  */
+#define PREFETCH(place) _mm_prefetch((const char *)(place), _MM_HINT_T0);
+enum { CHAIN_AHEAD = 1024, LANE_AHEAD = 4 * SHA256_BLOCK };
 #define PIN(x) __asm__ volatile("" : "+x"(x));
 
 #define CHAIN_ROUNDS(i, m) \
@@ -88,6 +92,7 @@ typedef __m256i words; /* one word of each of eight lanes */
     { \
         __m128i abef_before = abef, cdgh_before = cdgh; \
         __m128i m0 = FOUR_WORDS(0), m1 = FOUR_WORDS(1), m2 = FOUR_WORDS(2), m3 = FOUR_WORDS(3); \
+        PREFETCH(chain + CHAIN_AHEAD) \
         chain += SHA256_BLOCK; \
         CHAIN_ROUNDS(0, m0) \
         CHAIN_ROUNDS(1, m1) PREPARE(m0, m1) \
@@ -179,6 +184,9 @@ TARGET void sha256_beside_avx512(uint32_t state[8], const uint8_t *chain, uint32
     __m128i abef = _mm_alignr_epi8(badc, hgfe, 8), cdgh = _mm_blend_epi16(hgfe, badc, 0xf0);
     __asm__ volatile("vzeroupper" ::: "memory"); /* copying the states may have used what is wide below 16 */
     for (size_t at = 0; at < count * SHA256_BLOCK; at += SHA256_BLOCK) {
+        for (int lane = 0; lane < SHA256_BESIDE; lane++) {
+            PREFETCH(lanes[lane] + at + LANE_AHEAD)
+        }
         LOAD_PART(0)
         LOAD_PART(1)
         LOAD_PART(2)

@@ -2,9 +2,10 @@
 
 Two threads and a ring of slots. One reads (pread, never mmap: a truncated mapping is a SIGBUS, and mapped
 pages count as memory), cuts and runs BLAKE3; the other runs the SHA-256 chain of the file, which is serial and
-so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop as far as that costs the
-chain little (`ChainHasher.chunk_share`: all of it on Zen 4, part of it on Golden Cove), the rest sixteen chunks
-at a time in the first thread. Memory is the ring and 72 bytes a chunk.
+so the limit. The chunks' own SHA-256 goes where there is room: into the chain's loop (all of it on Zen 4, where that
+is free) or sixteen chunks at a time into the first thread. On Golden Cove the threads decide window by window: a
+chain that is behind takes no chunks, one that keeps up takes `ChainHasher.chunk_share` of them. Memory is the ring
+and 72 bytes a chunk.
 """
 
 from __future__ import annotations
@@ -227,8 +228,8 @@ def sha256_from(window: Window, first: int) -> bytes:
 class ChainThread:
     """The thread of the SHA-256 chain, and the ring of slots that it empties.
 
-    It takes the first chunks of each window along, `chunk_share` of its bytes. A small file is one window, hashed
-    by the thread that read it.
+    It takes the first chunks of a window along, `chunk_share` of its bytes, unless it is behind. A small file is one
+    window, hashed by the thread that read it.
     """
 
     def __init__(self, size: int, profile: Profile) -> None:
@@ -267,8 +268,12 @@ class ChainThread:
         return slot
 
     def put(self, window: Window) -> int:
-        """Hands a window over; returns how many of its first chunks get their SHA-256 here."""
-        count = bisect_right(window.ends, self.hasher.chunk_share * len(window.view))
+        """Hands a window over; returns how many of its first chunks get their SHA-256 here.
+
+        None of them while every other slot waits for the chain: then it is behind, and the caller has the time.
+        """
+        is_behind = self._free.empty() and self.hasher.chunk_share < 1
+        count = 0 if is_behind else bisect_right(window.ends, self.hasher.chunk_share * len(window.view))
         if self._thread is None:
             self._hash(window, count)
         else:
