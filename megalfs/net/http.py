@@ -137,6 +137,17 @@ class _TlsConnection(http.client.HTTPConnection):
         self.sock = TlsSocket(self.sock, self._tls_context, self._tls_name)
 
 
+class _PlainConnection(http.client.HTTPConnection):
+    """Asks for the address of an ASCII name as bytes: for a str, Python loads IDNA's tables first, even for an IP
+    address. They took a fifth of the time in which sixteen nodes on two cores meet.
+    """
+
+    def connect(self) -> None:
+        host = self.host.encode("ascii") if self.host.isascii() else self.host
+        self.sock = socket.create_connection((host, self.port), self.timeout)  # type: ignore[arg-type]
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Connection:
     """One kept-alive connection to one host, through a proxy where `proxies` says so."""
 
@@ -161,9 +172,9 @@ class Connection:
             else:
                 self.http = _TlsConnection(host, port, timeout=timeout_s, context=context, name=host)
         elif through:
-            self.http = http.client.HTTPConnection(through.hostname or "", through.port, timeout=timeout_s)
+            self.http = _PlainConnection(through.hostname or "", through.port, timeout=timeout_s)
         else:
-            self.http = http.client.HTTPConnection(host, port, timeout=timeout_s)
+            self.http = _PlainConnection(host, port, timeout=timeout_s)
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str], body: bytes | None = None
