@@ -6,6 +6,7 @@ Everything heavier than argparse is imported when a value is read, so `--version
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from megalfs.core.announcements import NodeAddress
     from megalfs.core.identity import NodeKey
     from megalfs.formats.hostport import HostPort
+    from megalfs.formats.profile import Profile
 
     # What `add_subparsers` returns; argparse has no public name for it.
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - see above
@@ -28,6 +30,7 @@ __all__ = [
     "add_common",
     "add_group",
     "add_sharing",
+    "chunk_size",
     "host_port",
     "http_url",
     "node_address",
@@ -38,6 +41,7 @@ __all__ = [
     "word",
 ]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -172,7 +176,17 @@ def seconds(text: str) -> float:
     return _parsed(parse_duration, text)
 
 
-def _parsed(parse: Callable[[str], T], text: str) -> T:
+def chunk_size(text: str) -> Profile:
+    """`128K` or `1M`, binary: the profile with that average chunk."""
+    from megalfs.formats.profile import Profile
+
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([KM])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 128K or 1M")
+    return _parsed(Profile.around, int(found[1]) << (10 if found[2] == "K" else 20))
+
+
+def _parsed(parse: Callable[[S], T], text: S) -> T:
     """argparse names the flag when the type raises its own error."""
     try:
         return parse(text)

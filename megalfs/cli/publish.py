@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalfs.cli.arguments import add_command
+from megalfs.cli.arguments import add_command, chunk_size
 from megalfs.cli.ui import count_text, rate_text, size_text, time_text
 from megalfs.errors import UsageError
 
@@ -26,6 +26,12 @@ def add_commands(commands: Commands) -> None:
     parser = add_command(commands, "publish", _publish, "chunk, hash, index and sign; print links")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a directory as one")
     parser.add_argument("--name", metavar="NAME", help="sign this name for it: others can pull by name")
+    parser.add_argument(
+        "--chunk-size",
+        type=chunk_size,
+        metavar="SIZE",
+        help="average chunk, 64K to 4M: smaller ones spread sooner among many, in a longer manifest (256K)",
+    )
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be published")
 
 
@@ -59,7 +65,9 @@ def _publish_all(context: Context, sizes: dict[Path, int], name: str | None) -> 
         for path in sizes:
             started_s = time.monotonic()
             progress.name = path.name
-            entry = publish_path(store, path, progress=progress.add, at=progress.set_name)
+            entry = publish_path(
+                store, path, profile=context.args.chunk_size, progress=progress.add, at=progress.set_name
+            )
             link = link_of(store, entry, name=name, peers=peers)
             for note in entry.notes:
                 context.ui.warn(note)

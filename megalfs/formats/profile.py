@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Self
 
 from msgspec import Struct
 
-from megalfs.errors import PolicyError
+from megalfs.errors import PolicyError, UsageError
 
 __all__ = ["CHUNK_BYTES_MAX", "DEFAULT_PROFILE", "Profile"]
 
 KIB = 1024
 CHUNK_BYTES_MAX = 16 * 1024 * KIB  # fastcdc-rs v2020 MAXIMUM_MAX
 AVERAGE_BYTES_MAX = 4 * 1024 * KIB  # fastcdc-rs v2020 AVERAGE_MAX
+AVERAGE_BYTES_MIN = 64 * KIB  # below, the manifest passes 0.1 % of the blob
 MINIMUM_BYTES_MAX = 1024 * KIB  # fastcdc-rs v2020 MINIMUM_MAX
 _ID = re.compile(r"tensor-fastcdc-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})-([1-9][0-9]{0,4})/1\Z")
 
@@ -45,6 +47,17 @@ class Profile(Struct, frozen=True, kw_only=True):
     def id(self) -> str:
         """What a manifest records."""
         return f"tensor-fastcdc-{self.min // KIB}-{self.avg // KIB}-{self.max // KIB}/1"
+
+    @classmethod
+    def around(cls, average: int) -> Self:
+        """The profile with chunks of a quarter to four times the average, as the default one has.
+
+        Raises:
+            UsageError: not a power of two from 64 KiB to 4 MiB.
+        """
+        if average & (average - 1) or not AVERAGE_BYTES_MIN <= average <= AVERAGE_BYTES_MAX:
+            raise UsageError(f"chunks of {average} bytes on average: not a power of two from 64K to 4M")
+        return cls(min=average // 4, avg=average, max=4 * average)
 
     @staticmethod
     @lru_cache(maxsize=64)

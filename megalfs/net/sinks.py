@@ -23,7 +23,7 @@ from megalfs.core.manifest import Manifest
 __all__ = ["GRANULE_BYTES", "Fill", "GranuleBuffer", "Progress", "Receiver", "Sink"]
 
 # One receive, one hash call, one write. 512 KiB to 1 MiB measured best (256 KiB costs 15 %, 4 MiB 12 %:
-# pull prototype); a chunk has at most 1 MiB, so a granule always holds at least one.
+# pull prototype). A chunk of the default profile has at most 1 MiB; where one is larger, it is a granule alone.
 GRANULE_BYTES = 1 << 20
 # Verified pieces are reported at once on slow links and in batches on fast ones: haves are worth 5 ms.
 REPORT_INTERVAL_S = 0.005
@@ -63,10 +63,20 @@ class GranuleBuffer:
     """A thread's reused buffer: anonymous memory, touched once, on huge pages where there are any."""
 
     def __init__(self, size: int = GRANULE_BYTES) -> None:
+        self._open(size)
+
+    def _open(self, size: int) -> None:
         self._memory = mmap.mmap(-1, size)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._memory)
+
+    def part(self, size: int) -> memoryview:
+        """The first `size` bytes; it grows for a chunk that is larger, which `CHUNK_BYTES_MAX` bounds."""
+        if size > len(self.view):
+            self.close()
+            self._open(size)
+        return self.view[:size]
 
     def close(self) -> None:
         """Gives the memory back; while the traceback of an error holds a part of it, it stays until that goes."""
@@ -106,7 +116,7 @@ class Receiver:
             # As uint64: for a Python int numpy would convert all offsets to float64, 0.6 ms of a 140 GB blob.
             stop = int(offsets.searchsorted(np.uint64(start + GRANULE_BYTES), side="right")) - 1
             stop = min(max(stop, piece + 1), end)
-            view = self._buffer.view[: int(offsets[stop]) - start]
+            view = self._buffer.part(int(offsets[stop]) - start)
             fill(view, lambda size: self._progress.progressed(manifest.id, size))
             bad = megalfs_ext.verify_chunks(
                 view, manifest.lengths[piece:stop].data, manifest.blake3[piece:stop].data

@@ -19,6 +19,7 @@ from megalfs.store.ingest import Published, publish
 if TYPE_CHECKING:
     from megalfs.core.identity import NodeKey
     from megalfs.core.link import HostPort, Kind, Link
+    from megalfs.formats.profile import Profile
     from megalfs.store.blobs import Store
 
 __all__ = ["Entry", "link_of", "publish_path", "size_of"]
@@ -67,24 +68,30 @@ def publish_path(
     store: Store,
     path: Path,
     *,
+    profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
     at: Callable[[str], None] | None = None,
 ) -> Entry:
     """Publishes and signs a file, or every file of a directory and its tree.
 
     Args:
+        profile: how files are cut; None: as they are known already, else the default.
         progress: called with bytes hashed.
         at: called with the name of each file before it is read.
     """
     if path.is_dir():
-        return _publish_directory(store, path, progress, at)
+        return _publish_directory(store, path, profile, progress, at)
     size_of(path)  # raises when there is nothing
-    blob = publish(store, path, is_signed=True, progress=progress)
+    blob = publish(store, path, is_signed=True, profile=profile, progress=progress)
     return Entry(path, blob, "blob", 1, blob.size)
 
 
 def _publish_directory(
-    store: Store, directory: Path, progress: Callable[[int], None] | None, at: Callable[[str], None] | None
+    store: Store,
+    directory: Path,
+    profile: Profile | None,
+    progress: Callable[[int], None] | None,
+    at: Callable[[str], None] | None,
 ) -> Entry:
     from megalfs.store.publish_tree import publish_tree
     from megalfs.store.shards import shard_notes
@@ -93,6 +100,7 @@ def _publish_directory(
         store,
         directory,
         is_signed=True,
+        profile=profile,
         progress=progress,
         on_file=None if at is None else lambda file: at(file.path.name),
     )

@@ -59,19 +59,25 @@ class Published(Struct, frozen=True):
 
 
 def publish(
-    store: Store, path: Path, *, is_signed: bool = False, progress: Callable[[int], None] | None = None
+    store: Store,
+    path: Path,
+    *,
+    is_signed: bool = False,
+    profile: Profile | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Published:
     """Takes a file up where it lies; nothing is copied. An unchanged file that is known costs a stat.
 
     Args:
         is_signed: sign the manifest with the root's key, made when there is none.
+        profile: how the file is cut; None: as it is known already, else the default.
         progress: called with bytes hashed.
 
     Raises:
         UsageError: not a regular file.
         ChangedError: the file was changed while it was read.
     """
-    [published] = publish_many(store, [path], is_signed=is_signed, progress=progress)
+    [published] = publish_many(store, [path], is_signed=is_signed, profile=profile, progress=progress)
     return published
 
 
@@ -80,6 +86,7 @@ def publish_many(
     paths: Iterable[Path],
     *,
     is_signed: bool = False,
+    profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Published]:
     """As `publish`, in the order of the paths. Records are written in groups: a transaction of the index
@@ -91,7 +98,7 @@ def publish_many(
     group: list[_Found] = []
     bytes_hashed = 0
     for path in paths:
-        found = _find(store, path, progress)
+        found = _find(store, path, profile, progress)
         group.append(found)
         bytes_hashed += 0 if found.manifest is None else found.published.size
         if len(group) == GROUP_FILES or bytes_hashed >= GROUP_BYTES:
@@ -109,13 +116,15 @@ class _Found(Struct, frozen=True):
     identity: Identity | None
 
 
-def _find(store: Store, path: Path, progress: Callable[[int], None] | None) -> _Found:
+def _find(
+    store: Store, path: Path, profile: Profile | None, progress: Callable[[int], None] | None
+) -> _Found:
     check_regular(path)
     real = path.resolve()
-    known = _known(store, real)
+    known = _known(store, real, profile)
     if known is not None:
         return _Found(replace(known, path=path), real, None, None)
-    manifest, identity = _hash_path(real, progress)
+    manifest, identity = _hash_path(real, profile, progress)
     hashed = Published(manifest.oid, manifest.size, manifest.piece_count, manifest.id, path)
     return _Found(hashed, real, manifest, identity)
 
@@ -133,15 +142,19 @@ def _record(store: Store, group: Sequence[_Found], signer: Signer | None) -> Seq
     return published
 
 
-def _known(store: Store, path: Path) -> Published | None:
+def _known(store: Store, path: Path, profile: Profile | None) -> Published | None:
     blob = store.at(path)
-    if blob is None or not blob.is_held or not blob.manifests:
+    if blob is None or not blob.is_held:
         return None
-    known = store.index.manifest(blob.manifests[0])
-    if known is None or not store.sidecars.has_manifest(known.id, blob.oid):
-        return None
-    chunks = known.chunks or store.load_manifest(known.id, blob.oid).piece_count
-    return Published(blob.oid, blob.size, chunks, known.id, path)
+    for manifest_id in blob.manifests if profile is not None else blob.manifests[:1]:
+        known = store.index.manifest(manifest_id)
+        if known is None or not store.sidecars.has_manifest(known.id, blob.oid):
+            continue
+        if profile is not None and store.load_manifest(known.id, blob.oid).profile != profile.id:
+            continue
+        chunks = known.chunks or store.load_manifest(known.id, blob.oid).piece_count
+        return Published(blob.oid, blob.size, chunks, known.id, path)
+    return None
 
 
 class Signer:
@@ -162,13 +175,15 @@ class Signer:
         self._store.sidecars.add_signatures(manifest_id, oid, [sign_manifest(self._key, manifest_id)])
 
 
-def _hash_path(path: Path, progress: Callable[[int], None] | None) -> tuple[EncodedManifest, Identity]:
+def _hash_path(
+    path: Path, profile: Profile | None, progress: Callable[[int], None] | None
+) -> tuple[EncodedManifest, Identity]:
     with map_os_errors(f"cannot publish {str(path)!r}"):
         fd = open_regular(path)
         try:
             settle(os.fstat(fd))
             before = Identity.of_fd(fd)
-            manifest = hash_file(fd, before.size, progress=progress)
+            manifest = hash_file(fd, before.size, profile=profile, progress=progress)
             if Identity.of_fd(fd) != before:
                 raise ChangedError("it was written to while it was read")
         except ChangedError as error:

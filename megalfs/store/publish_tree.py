@@ -21,6 +21,7 @@ from megalfs.store.ingest import Published, publish, publish_many
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from megalfs.formats.profile import Profile
     from megalfs.store.blobs import Store
 
 __all__ = ["FileFound", "PublishedTree", "publish_tree", "walk"]
@@ -89,12 +90,14 @@ def publish_tree(
     directory: Path,
     *,
     is_signed: bool = False,
+    profile: Profile | None = None,
     progress: Callable[[int], None] | None = None,
     on_file: Callable[[FileFound], None] | None = None,
 ) -> PublishedTree:
     """Publishes every file below a directory, and the tree that lists them.
 
     Args:
+        profile: how files are cut, as for `publish`.
         progress: called with bytes hashed.
         on_file: called before each file.
 
@@ -114,7 +117,7 @@ def publish_tree(
                 on_file(found)
             yield found.path
 
-    files = tuple(publish_many(store, paths(), is_signed=is_signed, progress=progress))
+    files = tuple(publish_many(store, paths(), is_signed=is_signed, profile=profile, progress=progress))
     entries = [
         TreeEntry(found.name, found.is_executable, published.oid, published.size)
         for found, published in zip(below, files, strict=True)
