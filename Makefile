@@ -51,6 +51,7 @@ bench: $(READY)  ## kernels, publish and pull beside their rivals: the tables of
 	$(BIN)/python bench/bench_kernels.py
 	$(BIN)/python bench/bench_publish.py
 	$(BIN)/python bench/bench_pull.py
+	$(BIN)/python bench/bench_many.py
 	$(BIN)/python bench/bench_dedup.py
 	$(BIN)/python bench/bench_tls.py
 	$(BIN)/python bench/bench_scheduler.py

@@ -38,6 +38,7 @@ from netns import Network, why_not
 REPOSITORY = Path(__file__).resolve().parent.parent
 GOODPUT = 0.957
 PORT = 7427
+CHUNKS = ", chunks of "
 SCENARIOS = ("equal", "slow", "kill", "late", "leave", "origin", "racks")
 
 
@@ -70,9 +71,8 @@ def wait_for(check: Callable[[], bool], what: str, timeout_s: float) -> None:
 class Megalfs:
     """One seeder and pullers of ours."""
 
-    name = "megalfs"
-
-    def __init__(self, network: Network, directory: Path, model: Path, scenario: str) -> None:
+    def __init__(self, name: str, network: Network, directory: Path, model: Path, scenario: str) -> None:
+        self.name = name
         self.network, self.directory, self.model, self.scenario = network, directory, model, scenario
         self.env = {
             **os.environ,
@@ -86,19 +86,12 @@ class Megalfs:
     def start(self) -> None:
         """Everybody imports; the seeder publishes."""
         seeder = self.network.hosts[0]
-        argv = [
-            sys.executable,
-            "-m",
-            "megalfs",
-            "--root",
-            str(self.directory / "r0"),
-            "seed",
-            str(self.model),
-            "--listen",
-            f"{seeder.address}:{PORT}",
-            "--json",
-        ]
-        self.seeder = self._popen(0, argv)
+        command = [sys.executable, "-m", "megalfs", "--root", str(self.directory / "r0")]
+        if chunk_size := self.name.partition(CHUNKS)[2]:
+            publish = [*command, "publish", str(self.model), "--chunk-size", chunk_size]
+            subprocess.run(publish, env=self.env, check=True, capture_output=True)
+        listen = ["--listen", f"{seeder.address}:{PORT}"]
+        self.seeder = self._popen(0, [*command, "seed", str(self.model), *listen, "--json"])
         assert self.seeder.stdout is not None
         for line in self.seeder.stdout:
             record = json.loads(line)
@@ -468,6 +461,7 @@ def main() -> None:
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--scenario", type=scenarios_of, default=["equal"], help=", ".join(SCENARIOS))
+    parser.add_argument("--chunk-sizes", default="", help="of megalfs, such as ,128K: the default, then 128K")
     parser.add_argument("--rivals", default="libtorrent,aria2")
     parser.add_argument("--congestion", default="reno", help="TCP congestion control of everybody")
     args = parser.parse_args()
@@ -476,13 +470,14 @@ def main() -> None:
         print(f"skipped: {reason}")
         return
     rivals = [each for each in args.rivals.split(",") if each]
+    ours = ["megalfs" + (f"{CHUNKS}{size}" if size else "") for size in args.chunk_sizes.split(",")]
     runs: list[tuple[str, Figures]] = []
     with tempfile.TemporaryDirectory(prefix="megalfs-swarm-") as name:
         model = make_model(Path(name) / "model.safetensors", args.size_mib)
         bound = model.stat().st_size / (args.mbit * 1e6 / 8 * GOODPUT)
         for round_index in range(args.rounds):
             for scenario in args.scenario:
-                for client in ["megalfs", *(rivals if scenario == "equal" else [])]:
+                for client in [*ours, *(rivals if scenario == "equal" else [])]:
                     where = Path(name) / f"{client}-{scenario}{round_index}"
                     figures = play(client, scenario, args, where, model, bound)
                     if figures is not None:
@@ -542,8 +537,8 @@ def play(
         if scenario == "slow":
             network.hosts[-1].shape(args.mbit / 5)
         client = (
-            Megalfs(network, directory, model, scenario)
-            if client_name == "megalfs"
+            Megalfs(client_name, network, directory, model, scenario)
+            if client_name.startswith("megalfs")
             else Rival(client_name, network, directory, model)
         )
         try:
