@@ -70,7 +70,6 @@ class BulkConnection(Struct, eq=False):
         headers = {"Content-Type": "application/octet-stream", **self.headers}
         response = self._connection.request("POST", self.url, headers=headers, body=encode_oids(oids))
         check_status(response.status, self.url)
-
         return response
 
     def _waited(self, count: int) -> float:
