@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
 import threading
 import urllib.error
 import urllib.request
@@ -116,6 +117,27 @@ def test_a_pull_that_is_killed_goes_on_with_what_is_missing(stage: Stage) -> Non
     assert done.code == 0, done.err
     assert 0 < int(str(done.records[-1]["bytes_fetched"])) <= sum(map(len, contents.values())) - kept
     assert whole_in(many) == contents
+
+
+def test_what_a_killed_pull_left_among_the_files_is_removed_by_the_next(stage: Stage) -> None:
+    make_tree(stage.directory / "many")
+    seeder = stage.node("seeder").seed(stage.directory / "many")
+    leecher = stage.node("leecher")
+    many = leecher.directory / "many"
+    for _ in range(20):  # until one was killed while it wrote a group
+        shutil.rmtree(many, ignore_errors=True)
+        shutil.rmtree(leecher.root, ignore_errors=True)
+        running = leecher.start("pull", seeder.link, "--peer", seeder.address, "--no-discover")
+        ended = running.process.poll
+        wait_until(lambda ended=ended: bool(litter(leecher.directory)) or ended() is not None, "a group")  # type: ignore[misc]
+        if running.process.poll() is None:
+            running.kill()
+        if litter(leecher.directory):
+            break
+    assert litter(leecher.directory)
+    assert pull_tree(leecher, seeder.link, "--peer", seeder.address).code == 0
+    assert litter(leecher.directory) == []
+    assert list((leecher.root / "groups").iterdir()) == []
 
 
 def test_a_stopped_pull_ends_at_once_and_leaves_no_litter(stage: Stage) -> None:

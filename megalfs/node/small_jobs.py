@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from megalfs.errors import MegalfsError
 from megalfs.node.bulk import BULK_BYTES_MAX, BulkPull, BulkTarget
 from megalfs.node.pull_request import PullCounts
+from megalfs.store.group_journal import remove_left_behind
 
 if TYPE_CHECKING:
     from megalfs.core.ids import Oid
@@ -55,6 +56,7 @@ class SmallJobs:
 
     async def run(self, jobs: Sequence[Job]) -> list[Job]:
         """Returns the jobs that are left: nobody had them, or nobody is known to ask."""
+        await asyncio.to_thread(remove_left_behind, self._node.store.root)
         wanted: list[Job] = []
         for start in range(0, len(jobs), SETTLED_AT_ONCE):
             wanted += await asyncio.to_thread(self._unsettled, jobs[start : start + SETTLED_AT_ONCE])

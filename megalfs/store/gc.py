@@ -16,6 +16,7 @@ from msgspec import Struct, field
 
 from megalfs.core.ids import Oid
 from megalfs.store.claim import PART_SUFFIX, STATE_SUFFIX, is_abandoned, silence_s
+from megalfs.store.group_journal import remove_left_behind
 from megalfs.store.partial_state import read_state
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def collect(store: Store, *, is_dry: bool = False, partial_age_s: float = PARTIA
         partial_age_s: how long an abandoned partial is kept for a resume.
     """
     report = GcReport(is_dry)
+    if not is_dry:
+        remove_left_behind(store.root)
     _forget_gone_files(store, report)
     _remove_orphans(store, report)
     for directory in _partial_directories(store):

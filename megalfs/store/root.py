@@ -167,6 +167,11 @@ class Root(Struct, frozen=True):
         return self.host / "partials"
 
     @property
+    def groups(self) -> Path:
+        """One file for each group of small files that is being written."""
+        return self.host / "groups"
+
+    @property
     def index(self) -> Path:
         """The SQLite file."""
         return self.local / "index.sqlite"

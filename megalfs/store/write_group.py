@@ -2,7 +2,7 @@
 
 Order is what a single pull's is: data before the rename, the rename before the record. Waiting for the disk
 once per group instead of four times per file is what makes 10,000 files a matter of seconds. A group that is
-killed leaves nothing but temporary files, which `gc` knows by their names.
+killed leaves temporary files, which the next command removes (`group_journal.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msgspec import Struct
 from megalfs.errors import IntegrityError, MegalfsError, StoreError
 from megalfs.store.claim import part_names
 from megalfs.store.files import fsync_dir, map_os_errors, mode_with_x, write_all
+from megalfs.store.group_journal import group_journal
 from megalfs.store.identity import ChangedError, Identity
 from megalfs.store.ingest import hash_file
 from megalfs.store.partial import register_directory
@@ -57,14 +58,26 @@ def write_group(store: Store, files: Sequence[NewFile], *, durable: bool) -> dic
         durable: bytes and names survive a power cut before anything is recorded.
     """
     errors: dict[Path, MegalfsError] = {}
-    written: list[_Written] = []
+    parts = [(file, file.target.with_name(part_names(file.target, file.oid)[0])) for file in files]
     try:
-        directories = dict.fromkeys(file.target.parent for file in files)
-        for directory in directories:
-            register_directory(store.root, directory)
-        for file in files:
+        with group_journal(store.root, [part for _, part in parts]):
+            _make(store, parts, errors, durable=durable)
+    except MegalfsError as error:
+        errors.update({file.target: error for file in files if file.target not in errors})
+    return errors
+
+
+def _make(
+    store: Store, parts: Sequence[tuple[NewFile, Path]], errors: dict[Path, MegalfsError], *, durable: bool
+) -> None:
+    written: list[_Written] = []
+    directories = dict.fromkeys(part.parent for _, part in parts)
+    for directory in directories:
+        register_directory(store.root, directory)
+    try:
+        for file, part in parts:
             try:
-                written.append(_write(file))
+                written.append(_write(file, part))
             except MegalfsError as error:
                 errors[file.target] = error
         if durable:
@@ -76,18 +89,14 @@ def write_group(store: Store, files: Sequence[NewFile], *, durable: bool) -> dic
                 for directory in directories:
                     fsync_dir(directory)
         _record(store, named, errors)
-    except MegalfsError as error:
-        errors.update({file.target: error for file in files if file.target not in errors})
     finally:
         for each in written:
             with suppress(FileNotFoundError):
                 each.part.unlink()
-    return errors
 
 
-def _write(file: NewFile) -> _Written:
+def _write(file: NewFile, part: Path) -> _Written:
     check_target(file.target)
-    part = file.target.with_name(part_names(file.target, file.oid)[0])
     with map_os_errors(f"cannot write beside {str(file.target)!r}"):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(part, flags, mode_with_x(0o666, is_executable=file.is_executable))
