@@ -8,6 +8,7 @@ A SOURCE is a peer, HOST:PORT, or an origin, http://...
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 
+from megalfs.cli.main import GC_THRESHOLD
 from megalfs.config import load
 from megalfs.core.signing import SigningKey, sign
 from megalfs.formats.hostport import HostPort
@@ -70,4 +72,6 @@ async def main() -> None:
     print(json.dumps(record), flush=True)
 
 
+gc.set_threshold(GC_THRESHOLD, 10, 10)  # as the command line does: 20 ms of collecting at the start of each
+gc.freeze()
 asyncio.run(main())

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -141,6 +141,25 @@ class PeerHub:
             task.add_done_callback(lambda _: self._dialling.pop((host, port), None))
         return await asyncio.shield(task)
 
+    def expect(self, peers: Sequence[HostPort]) -> None:
+        """Opens sessions and a data connection each, before it is known that they are needed: two round trips sooner.
+
+        Who needs one calls `connect`, and hears what failed.
+        """
+
+        async def prepare(peer: HostPort) -> None:
+            with contextlib.suppress(MegalfsError):
+                self.want_lanes(await self.connect(peer.host, peer.port), 1)
+
+        for peer in peers:
+            self._go(prepare(peer))
+
+    def _go(self, work: Coroutine[None, None, None]) -> None:
+        """Runs `work` beside everything else; `close` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _dial(self, host: str, port: int) -> Session:
         nonce = secrets.token_bytes(NONCE_BYTES)
         session_key = secrets.token_bytes(16)
@@ -163,9 +182,7 @@ class PeerHub:
 
     def accept(self, sock: socket.socket, nonce: bytes) -> None:
         """Takes over a socket whose upgrade request carried `nonce`; answers 101 and goes on from there."""
-        task = asyncio.create_task(self._accept(sock, nonce))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._go(self._accept(sock, nonce))
 
     async def _accept(self, sock: socket.socket, nonce: bytes) -> None:
         our_nonce = secrets.token_bytes(NONCE_BYTES)
@@ -231,9 +248,7 @@ class PeerHub:
                     return other
                 other.close("replaced by the session that the other side dialled")
         self.sessions[session.id] = session
-        task = asyncio.create_task(self._read(session))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._go(self._read(session))
         return session
 
     async def _read(self, session: Session) -> None:
@@ -269,6 +284,8 @@ class PeerHub:
         self.is_closed = True
         for session in list(self.sessions.values()):
             session.close("this node is shutting down")
+        for dial in list(self._dialling.values()):
+            dial.cancel()
         for task in list(self._tasks):
             with contextlib.suppress(asyncio.CancelledError, TimeoutError):
                 await asyncio.wait_for(task, CLOSE_TIMEOUT_S)
@@ -317,9 +334,7 @@ class PeerHub:
 
     def _dial_lanes(self, session: Session, role: Role, count: int) -> None:
         for _ in range(count):
-            task = asyncio.create_task(self._dial_lane(session, role))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._go(self._dial_lane(session, role))
 
     async def _dial_lane(self, session: Session, role: Role) -> None:
         assert session.dialled is not None

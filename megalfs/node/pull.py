@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
 from megalfs.core.topology import Tier
@@ -88,16 +90,8 @@ class Pull:
     def counts(self) -> PullCounts:
         """How far the pull is."""
         base, attempt = self._base, self._attempt
-        counts = PullCounts(
-            base.phase,
-            base.bytes_total,
-            base.bytes_verified,
-            base.bytes_reused,
-            base.bytes_origin,
-            dict(base.by_peer),
-            dict(base.rejected),
-            base.peer_count,
-            list(base.notes),
+        counts = replace(
+            base, by_peer=dict(base.by_peer), rejected=dict(base.rejected), notes=list(base.notes)
         )
         if attempt is not None:
             totals, swarm = attempt.driver.totals, attempt.driver.swarm
@@ -130,6 +124,8 @@ class Pull:
             MegalfsError: `exit_code` says what kind of failure; nothing is visible at the target.
         """
         self._sources.add(self.request.peers)
+        if self.request.size is None or self.request.size > SMALL_BYTES:
+            self._node.hub.expect(self.request.peers)
         if self.request.uses_lan:
             self._node.neighbours.listen(self._sources.add)
         if self.request.trackers:
