@@ -61,9 +61,11 @@ def test_an_expected_session_has_a_lane_and_is_the_one_that_connect_gives(tmp_pa
 
 def test_the_send_queue_holds_some_whole_segments() -> None:
     """sendfile holds back a segment that is not full, 0.2 s at a time: on loopback a pull took minutes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as sock:
-            tune(sock, SocketOptions())
-            segment = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-            unsent = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-            assert unsent >= 4 * segment
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sock,
+    ):
+        tune(sock, SocketOptions())
+        segment = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        unsent = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        assert unsent >= 4 * segment
