@@ -6,6 +6,8 @@ import asyncio
 import socket
 from pathlib import Path
 
+from processes import wait_until
+
 from megalfs.config import load
 from megalfs.core.signing import SigningKey
 from megalfs.formats.hostport import HostPort
@@ -46,9 +48,9 @@ def test_an_expected_session_has_a_lane_and_is_the_one_that_connect_gives(tmp_pa
         here, there = node_in(tmp_path / "here"), node_in(tmp_path / "there")
         await there.start(HostPort("127.0.0.1", 0))
         here.hub.expect([HostPort("127.0.0.1", there.port)])
-        async with asyncio.timeout(CLOSE_S):
-            while not any(session.send_lanes for session in there.hub.sessions.values()):
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(
+            wait_until, lambda: any(each.send_lanes for each in list(there.hub.sessions.values())), "a lane"
+        )
         (opened,) = here.hub.sessions.values()
         assert await here.hub.connect("127.0.0.1", there.port) is opened
         here.hub.want_lanes(opened, 1)

@@ -284,8 +284,8 @@ class PeerHub:
         self.is_closed = True
         for session in list(self.sessions.values()):
             session.close("this node is shutting down")
-        for dial in list(self._dialling.values()):
-            dial.cancel()
+        for dialling in list(self._dialling.values()):
+            dialling.cancel()
         for task in list(self._tasks):
             with contextlib.suppress(asyncio.CancelledError, TimeoutError):
                 await asyncio.wait_for(task, CLOSE_TIMEOUT_S)
