@@ -111,6 +111,30 @@ static void run_sample(stage which, size_t index, const uint8_t *sample)
 
 enum { ANSWER_BYTES = 1 << 10, CUTS_MAX = ANSWER_BYTES / sizeof(uint64_t) };
 
+/* The chain of a file beside eight others; of a kernel without such a loop, one after the other.  */
+static void answer_beside(const sha256_kernel *kernel, const uint8_t *sample, uint8_t *answer)
+{
+    enum { COUNT = SHA256_SAMPLE / SHA256_BLOCK / SHA256_BESIDE_BLOCKS };
+    uint32_t file[8], states[SHA256_BESIDE][8], *lanes[SHA256_BESIDE];
+    const uint8_t *blocks[SHA256_BESIDE];
+    memcpy(file, SHA256_INITIAL, sizeof file);
+    for (size_t i = 0; i < SHA256_BESIDE; i++) {
+        memcpy(states[i], SHA256_INITIAL, sizeof states[i]);
+        lanes[i] = states[i];
+        blocks[i] = sample + i * SHA256_MESSAGE;
+    }
+    if (kernel->beside) {
+        kernel->beside(file, sample, lanes, blocks, COUNT);
+    } else {
+        kernel->one(file, sample, COUNT * SHA256_BESIDE_BLOCKS);
+        for (size_t i = 0; i < SHA256_BESIDE; i++) {
+            kernel->one(lanes[i], blocks[i], COUNT);
+        }
+    }
+    memcpy(answer, file, sizeof file);
+    memcpy(answer + sizeof file, states, sizeof states);
+}
+
 /* What a kernel makes of the sample: cuts of small chunks, or digests of one, two, sixteen and odd messages.  */
 static void answer_of(stage which, size_t index, const uint8_t *sample, uint8_t answer[ANSWER_BYTES])
 {
@@ -136,7 +160,9 @@ static void answer_of(stage which, size_t index, const uint8_t *sample, uint8_t 
         }
         SHA256_KERNELS[index].one(states[0], sample, SHA256_SAMPLE / SHA256_BLOCK);
         SHA256_KERNELS[index].two(states[1], sample, states[2], sample + SHA256_SAMPLE, SHA256_SAMPLE / SHA256_BLOCK);
-        memcpy(answer + (SHA256_LANES + 1) * SHA256_DIGEST, states, sizeof states);
+        uint8_t *end = answer + (SHA256_LANES + 1) * SHA256_DIGEST;
+        memcpy(end, states, sizeof states);
+        answer_beside(&SHA256_KERNELS[index], sample, end + sizeof states);
     } else {
         slice messages[3] = {{sample, BLAKE3_SAMPLE}, {sample + 1, 5 * 1024 + 63}, {sample + 7, 100}};
         blake3_slices(&BLAKE3_KERNELS[index], messages, 3, answer);
