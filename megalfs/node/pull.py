@@ -123,15 +123,17 @@ class Pull:
         Raises:
             MegalfsError: `exit_code` says what kind of failure; nothing is visible at the target.
         """
+        is_small = self.request.size is not None and self.request.size <= SMALL_BYTES
         self._sources.add(self.request.peers)
-        if self.request.size is None or self.request.size > SMALL_BYTES:
-            self._node.hub.expect(self.request.peers)
+        if not is_small:  # whom only a repository named is asked first, as a stranger
+            strangers = self._node.peer_http.strangers
+            self._node.hub.expect([peer for peer in self.request.peers if str(peer) not in strangers])
         if self.request.uses_lan:
             self._node.neighbours.listen(self._sources.add)
         if self.request.trackers:
             self._tracker_task = asyncio.create_task(self._ask_trackers())
         try:
-            if self.request.size is not None and self.request.size <= SMALL_BYTES and self._plain_sources():
+            if is_small and self._plain_sources():
                 await self._stream_whole()
             else:
                 await self._run_attempts()
