@@ -1,18 +1,67 @@
-"""Builds megalfs_ext._kernels with nothing but a C compiler: no per-file flags.
+"""Builds the C: megalfs_ext._kernels with nothing but a C compiler, and the scheduler with mypyc where it is.
 
-Each C file raises its own instruction set with `__attribute__((target(...)))`, so the same command builds
-on every machine and the choice is made at run time. MEGALFS_SANITIZE=1 builds with ASan and UBSan.
+Kernels need no per-file flags: each C file raises its own instruction set with `__attribute__((target(...)))`, so
+the same command builds on every machine and the choice is made at run time. MEGALFS_SANITIZE=1 builds with ASan and
+UBSan. The scheduler is Python all the same, and runs as such where mypyc is missing, where its C cannot be
+compiled, and with MEGALFS_PURE=1: slower, with the same decisions.
 """
 
 import os
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CompileError
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
 sanitize = SANITIZE if os.environ.get("MEGALFS_SANITIZE") else []
 
+# What a node does for every message and every piece. Types of the messages stay Python: msgspec makes them in C.
+SCHEDULER = [
+    f"megalfs/core/{module}.py"
+    for module in (
+        *("availability", "bitfield", "codec", "fetching", "gateways", "grants", "meter", "news"),
+        *("picker", "pieces", "promises", "serving", "session", "state", "swarm", "uploads"),
+    )
+]
+LIBRARY = "megalfs.core._scheduler"
+
+
+def compiled_scheduler() -> list[Extension]:
+    """The scheduler's modules as extensions; none where they stay Python."""
+    if os.environ.get("MEGALFS_PURE") or sanitize:
+        return []
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        return []
+    # No configuration: `make check` is the judge of types, and here the libraries may be missing.
+    options = ["--config-file=", "--ignore-missing-imports"]
+    extensions: list[Extension] = mypycify([*options, *SCHEDULER], opt_level="2", group_name=LIBRARY)
+    return extensions
+
+
+class Build(build_ext):
+    """Builds all of the scheduler or none of it: a module without the library they share could not be imported."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except (BaseError, CompileError) as error:
+            compiled = [
+                extension for extension in self.extensions if not extension.name.startswith("megalfs_ext")
+            ]
+            if not compiled:
+                raise
+            self.warn(f"the scheduler stays Python, which is slower: {error}")
+            for extension in compiled:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+            self.extensions = [extension for extension in self.extensions if extension not in compiled]
+            super().build_extensions()
+
+
 setup(
+    cmdclass={"build_ext": Build},
     ext_modules=[
         Extension(
             "megalfs_ext._kernels",
@@ -20,6 +69,7 @@ setup(
             depends=sorted(str(path) for path in Path("megalfs_ext").glob("*.h")),
             extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", *sanitize],
             extra_link_args=sanitize,
-        )
-    ]
+        ),
+        *compiled_scheduler(),
+    ],
 )

@@ -9,6 +9,16 @@ import pytest
 from helpers_p2p import P2pNode
 from processes import Megalfs
 
+from megalfs import core
+
+
+def pytest_sessionstart() -> None:
+    """A compiled module hides its source: one that was changed since would be tested as it was before."""
+    for compiled in Path(core.__file__).parent.glob("*.so"):
+        source = compiled.with_name(compiled.name.partition(".")[0] + ".py")
+        if source.exists() and source.stat().st_mtime > compiled.stat().st_mtime:
+            pytest.exit(f"{source.name} was changed after it was compiled: `make` compiles it again", 1)
+
 
 @pytest.fixture
 def new_node(tmp_path: Path) -> Iterator[Callable[[str], Megalfs]]:

@@ -138,7 +138,7 @@ def _payload(message: Message) -> tuple[int, bytes]:  # noqa: PLR0911, PLR0912 -
 def _pack_runs(runs: tuple[Run, ...]) -> bytes:
     if len(runs) > HAVE_RUNS_MAX:
         raise LocalProtocolError(f"{len(runs)} runs in one frame")
-    return b"".join(_RUN.pack(first, count) for first, count in runs)
+    return b"".join([_RUN.pack(first, count) for first, count in runs])
 
 
 def _pack_text(text: str) -> bytes:
@@ -158,22 +158,23 @@ def _pack_hello(hello: Hello) -> bytes:
     if any(len(raw) != size for raw, size in fixed):
         raise LocalProtocolError("a field of hello has the wrong length")
     labels = hello.labels
+    texts = [_pack_text(text) for text in (hello.advertise, labels.host, labels.rack, labels.zone)]
     return b"".join(
-        (
+        [
             _U16.pack(hello.version),
             bytes([hello.role]),
-            *(raw for raw, _ in fixed),
+            *[raw for raw, _ in fixed],
             _U16.pack(hello.port),
-            *(_pack_text(text) for text in (hello.advertise, labels.host, labels.rack, labels.zone)),
+            *texts,
             _U32.pack(hello.flags),
-        )
+        ]
     )
 
 
 def _pack_peers(peers: tuple[PeerAddress, ...]) -> bytes:
     if len(peers) > PEERS_MAX:
         raise LocalProtocolError(f"{len(peers)} peers in one frame")
-    return b"".join(_pack_text(peer.host) + _U16.pack(peer.port) + peer.instance for peer in peers)
+    return b"".join([_pack_text(peer.host) + _U16.pack(peer.port) + peer.instance for peer in peers])
 
 
 class _Payload:

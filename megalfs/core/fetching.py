@@ -6,8 +6,6 @@ on its way, an idle peer is asked for an old run a second time; whichever comes 
 
 from __future__ import annotations
 
-from msgspec import Struct
-
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
@@ -23,15 +21,16 @@ COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
 UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
 
 
-class Counters(Struct):
+class Counters:
     """What happened to our fetches."""
 
-    fetched_bytes: int = 0
-    duplicate_bytes: int = 0
-    hedges: int = 0
-    snubs: int = 0
-    failures: int = 0
-    corrupt_pieces: int = 0
+    def __init__(self) -> None:
+        self.fetched_bytes = 0
+        self.duplicate_bytes = 0
+        self.hedges = 0
+        self.snubs = 0
+        self.failures = 0
+        self.corrupt_pieces = 0
 
 
 class Fetching:
@@ -426,8 +425,8 @@ class Fetching:
         # Origins stay the last resort in the endgame too: only for what nobody else could send.
         if session.kind is NODE:
             return True
-        others = (one for one in self._state.sessions.values() if one is not session)
-        return not any(one.can_be_asked and one.holds_all(run) for one in others)
+        sessions = self._state.sessions.values()
+        return not any(one is not session and one.can_be_asked and one.holds_all(run) for one in sessions)
 
     def _watch(self, session: Session, now: float) -> None:
         """Moves the next check forward to what this peer needs."""

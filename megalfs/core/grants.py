@@ -15,7 +15,6 @@ from random import Random
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
 
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bits, Run
@@ -30,13 +29,14 @@ MEAN_S_INITIAL = 0.5  # a piece to one of 8 at 100 Mbit/s takes 0.2 s, to one of
 SPREAD_COPIES = 2  # leechers that hold a run: its receiver and one more
 
 
-class Grant(Struct, eq=False):
+class Grant:
     """A run given to one leecher, until it has spread."""
 
-    session: Session
-    run: Run
-    sent_at: float
-    has_arrived: bool = False
+    def __init__(self, session: Session, run: Run, sent_at: float) -> None:
+        self.session = session
+        self.run = run
+        self.sent_at = sent_at
+        self.has_arrived = False
 
 
 class Grants:

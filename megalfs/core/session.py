@@ -6,8 +6,6 @@ from collections import deque
 from enum import Enum
 from typing import Final
 
-from msgspec import Struct, field
-
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import PeerId
 from megalfs.core.meter import Meter
@@ -43,73 +41,90 @@ ALL: Final = Shows.ALL
 GRANTS: Final = Shows.GRANTS
 
 
-class Flight(Struct, eq=False):
-    """A run on its way from one peer: `remaining` is what of it is neither verified nor given up."""
+class Flight:
+    """A run on its way from one peer."""
 
-    run: Run
-    asked_at: float
-    is_granted: bool
-    remaining: list[Run]
-    has_begun: bool = False
-    recalled_for: PeerId | None = None
-    """The idle peer that gets it if the one that was asked says that it has not begun."""
-
-
-class Promise(Struct, eq=False):
-    """A run that a peer will soon hold, it says; not believed for ever. `left` is what it does not hold yet."""
-
-    session: Session
-    until: float
-    left: list[Run]
+    def __init__(
+        self, run: Run, asked_at: float, *, is_granted: bool, remaining: list[Run], has_begun: bool = False
+    ) -> None:
+        self.run = run
+        self.asked_at = asked_at
+        self.is_granted = is_granted
+        self.remaining = remaining
+        """What of it is neither verified nor given up."""
+        self.has_begun = has_begun
+        self.recalled_for: PeerId | None = None
+        """The idle peer that gets it if the one that was asked says that it has not begun."""
 
 
-class Session(Struct, eq=False):
+class Promise:
+    """A run that a peer will soon hold, it says; not believed for ever."""
+
+    def __init__(self, session: Session, until: float, left: list[Run]) -> None:
+        self.session = session
+        self.until = until
+        self.left = left
+        """What it does not hold yet."""
+
+
+class Session:
     """One peer: what it holds, what we expect from it, what it may expect from us."""
 
-    peer: PeerId
-    kind: PeerKind
-    tier: Tier
-    instance: bytes
-    down: Meter
-    up: Meter
-    touched_at: float
-    shows: Shows = Shows.NOTHING
-    holds: Bitfield | None = None
-    """Set while `shows` is SOME."""
+    def __init__(
+        self,
+        peer: PeerId,
+        kind: PeerKind,
+        tier: Tier,
+        instance: bytes,
+        *,
+        down: Meter,
+        up: Meter,
+        touched_at: float,
+    ) -> None:
+        self.peer = peer
+        self.kind = kind
+        self.tier = tier
+        self.instance = instance
+        self.down = down
+        self.up = up
+        self.touched_at = touched_at
+        self.shows = NOTHING
+        self.holds: Bitfield | None = None
+        """Set while `shows` is SOME."""
 
-    promises: list[Promise] = field(default_factory=list)
-    """What it expects from a dear source, and will then hold."""
-    broken_promises: int = 0
+        self.promises: list[Promise] = []
+        """What it expects from a dear source, and will then hold."""
+        self.broken_promises = 0
 
-    # -- what we fetch from it
-    flights: list[Flight] = field(default_factory=list)
-    room: int = 1
-    """How many flights it should have, when it was last fed."""
-    cancelled: deque[Run] = field(default_factory=lambda: deque(maxlen=CANCELLED_MAX))
-    credit_given: int = 0
-    late_grants: int = 0
-    """Runs it may still send on credit that has ended since."""
-    paused_until: float | None = None
-    snubs: int = 0
-    recalls: int = 0
-    """Runs that were taken back from it since it last sent anything: they do not make it less silent."""
-    failures: int = 0
-    delay_s: float | None = None
-    last_end: int = 0
-    """Where the last run asked of it ended: an origin is read on from there."""
+        # -- what we fetch from it
+        self.flights: list[Flight] = []
+        self.room = 1
+        """How many flights it should have, when it was last fed."""
+        self.cancelled: deque[Run] = deque(maxlen=CANCELLED_MAX)
+        self.credit_given = 0
+        self.late_grants = 0
+        """Runs it may still send on credit that has ended since."""
+        self.paused_until: float | None = None
+        self.snubs = 0
+        self.recalls = 0
+        """Runs that were taken back from it since it last sent anything: they do not make it less silent."""
+        self.failures = 0
+        self.delay_s: float | None = None
+        self.last_end = 0
+        """Where the last run asked of it ended: an origin is read on from there."""
 
-    # -- what it fetches from us
-    credit: int = 0
-    granted_at: float = -1.0
-    unspread: int = 0
+        # -- what it fetches from us
+        self.credit = 0
+        self.granted_at = -1.0
+        self.unspread = 0
 
-    # -- accounts
-    strikes: int = 0
-    ban_reason: str | None = None
-    wasted_bytes: int = 0
-    rejected: int = 0
-    unsigned_bytes: int = 0
-    """Bytes reported by `progressed` since the last sign of life."""
+        # -- accounts
+        self.strikes = 0
+        self.ban_reason: str | None = None
+        self.wasted_bytes = 0
+        self.rejected = 0
+        self.unsigned_bytes = 0
+        """Bytes reported by `progressed` since the last sign of life."""
 
     @property
     def is_leecher(self) -> bool:

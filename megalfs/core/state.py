@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from random import Random
 
-from msgspec import Struct, field
-
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.effects import Effect, PeerId, Send
@@ -22,22 +20,32 @@ from megalfs.errors import RemoteProtocolError
 __all__ = ["SwarmState"]
 
 
-class SwarmState(Struct, eq=False):
+class SwarmState:
     """One swarm's state on this node; it keeps itself consistent and decides nothing."""
 
-    manifest: ManifestId
-    pieces: Pieces
-    availability: Availability
-    promises: Promises
-    gateways: Gateways
-    params: SwarmParams
-    rng: Random
-    sessions: dict[PeerId, Session] = field(default_factory=dict)
-    effects: list[Effect] = field(default_factory=list)
-    leechers: int = 0
-    """Connected nodes known to lack something; this node does not count."""
-    leechers_at: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
-    """The same by tier."""
+    def __init__(
+        self,
+        manifest: ManifestId,
+        pieces: Pieces,
+        availability: Availability,
+        promises: Promises,
+        gateways: Gateways,
+        params: SwarmParams,
+        rng: Random,
+    ) -> None:
+        self.manifest = manifest
+        self.pieces = pieces
+        self.availability = availability
+        self.promises = promises
+        self.gateways = gateways
+        self.params = params
+        self.rng = rng
+        self.sessions: dict[PeerId, Session] = {}
+        self.effects: list[Effect] = []
+        self.leechers = 0
+        """Connected nodes known to lack something; this node does not count."""
+        self.leechers_at = dict.fromkeys(Tier, 0)
+        """The same by tier."""
 
     def send(self, session: Session, message: SwarmMessage) -> None:
         """Says something to a node; origins hear nothing."""

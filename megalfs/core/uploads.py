@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from msgspec import Struct
-
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import PeerId
 from megalfs.core.params import SwarmParams
@@ -19,12 +17,13 @@ __all__ = ["Upload", "Uploads"]
 MEAN_WEIGHT = 0.1  # of the newest send time in the running mean
 
 
-class Upload(Struct, eq=False):
+class Upload:
     """A run being sent."""
 
-    peer: PeerId
-    run: Run
-    started_at: float
+    def __init__(self, peer: PeerId, run: Run, started_at: float) -> None:
+        self.peer = peer
+        self.run = run
+        self.started_at = started_at
 
 
 class Uploads:
@@ -60,7 +59,7 @@ class Uploads:
         gone = [part for queued in queue or () if (part := queued.overlap(run)) is not None]
         if queue is None or not gone:
             return []
-        left = deque(part for queued in queue for part in queued.minus(run))
+        left = deque([part for queued in queue for part in queued.minus(run)])
         if left:
             self._waiting[peer] = left
         else:
@@ -122,8 +121,8 @@ class Uploads:
     def next_slow_at(self, now: float) -> float | None:
         """When the next slot stops counting."""
         slow_s = self._slow_s()
-        times = (upload.started_at + slow_s for upload in self._active)
-        return min((time for time in times if time > now), default=None)
+        times = [upload.started_at + slow_s for upload in self._active]
+        return min([time for time in times if time > now], default=None)
 
     def _slow_s(self) -> float:
         return max(self._params.slow_slot_s_min, self._params.slow_slot_factor * self.mean_s)
