@@ -160,6 +160,8 @@ class Network:
 
     def _remove(self) -> None:
         for index in range(self._count):
+            # The link by itself: a namespace takes its own along some time later, when the next round wants the name.
+            subprocess.run(["ip", "link", "del", f"mv{self._tag}n{index}"], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "del", f"mh{self._tag}n{index}"], capture_output=True, check=False)
         if self._racks == 2:
             subprocess.run(["ip", "link", "del", f"ma{self._tag}"], capture_output=True, check=False)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from processes import Done, Megalfs, environment, wait_until
 
+from megalfs.core import swarm
+
 NewNode = Callable[[str], Megalfs]
 HEAVY = [
     "numpy",
@@ -392,8 +394,10 @@ def test_hostile_names_are_escaped(megalfs: Megalfs) -> None:
 def test_doctor(megalfs: Megalfs) -> None:
     done = megalfs.run("doctor", "--json")
     found = {str(record["id"]): record for record in done.records}
-    assert found.keys() >= {"python", "sqlite", "kernel-cdc", "root", "free-space", "reflink", "port", "git"}
+    ids = {"python", "sqlite", "kernel-cdc", "scheduler", "root", "free-space", "reflink", "port", "git"}
+    assert found.keys() >= ids
     assert all(record.keys() == {"id", "level", "seen", "fix"} for record in found.values())
+    assert (found["scheduler"]["level"] == "ok") is not swarm.__file__.endswith(".py")
     assert done.code == any(record["level"] == "bad" for record in found.values())
     assert all(record["fix"] for record in found.values() if record["level"] != "ok")
 
