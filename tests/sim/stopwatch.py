@@ -17,6 +17,16 @@ AFTER = ["effects", "next_timeout"]  # what a driver asks after each of them: th
 SAMPLED = 32  # one call in so many is timed: reading the clock of the thread costs half a microsecond
 
 
+class Around:
+    """A swarm inside another object: a compiled class cannot be derived from."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self.swarm = Swarm(*args, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.swarm, name)
+
+
 class Stopwatch:
     """Counts calls of swarms and times some of them; other processes on the machine do not count."""
 
@@ -25,9 +35,9 @@ class Stopwatch:
         self._timed: Counter[str] = Counter()
         self._spent: defaultdict[str, float] = defaultdict(float)
 
-    def watched(self) -> type[Swarm]:
-        """The real swarm, its calls counted here."""
-        return type("WatchedSwarm", (Swarm,), {name: self._watch(name) for name in EVENTS + AFTER})
+    def watched(self) -> Callable[..., Any]:
+        """Makes real swarms, their calls counted here."""
+        return type("WatchedSwarm", (Around,), {name: self._watch(name) for name in EVENTS + AFTER})
 
     @property
     def events(self) -> int:
@@ -41,12 +51,12 @@ class Stopwatch:
     def _watch(self, name: str) -> Callable[..., Any]:
         method, calls = getattr(Swarm, name), self.calls
 
-        def call(swarm: Swarm, *args: Any, **named: Any) -> Any:
+        def call(around: Around, *args: Any, **named: Any) -> Any:
             calls[name] += 1
             if calls[name] % SAMPLED:
-                return method(swarm, *args, **named)
+                return method(around.swarm, *args, **named)
             started = time.thread_time()
-            result = method(swarm, *args, **named)
+            result = method(around.swarm, *args, **named)
             self._spent[name] += time.thread_time() - started
             self._timed[name] += 1
             return result

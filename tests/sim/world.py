@@ -7,6 +7,7 @@ asked that is here or already on its way (a hedge excepted), no queue outgrows i
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -264,7 +265,7 @@ class World:
         *,
         seed: int,
         params: SwarmParams | None = None,
-        swarm_type: type[Swarm] = Swarm,
+        swarm_type: Callable[..., Swarm] = Swarm,
         **network: float,
     ) -> None:
         self.rng = Random(seed)
