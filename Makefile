@@ -28,6 +28,7 @@ $(DEPS): pyproject.toml setup.py
 # pip built the kernels only. This takes a minute, as it does after every change of the scheduler.
 $(READY): $(DEPS) $(COMPILED)
 	@echo "megalfs: compiling the kernels and the scheduler"
+	@rm -f megalfs/core/*.so  # one that is not built again would hide its source
 	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@for each in megalfs/core/*.so; do [ ! -e "$$each" ] || touch "$$each"; done  # newer than their sources: see conftest.py
 	@touch $@

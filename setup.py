@@ -3,7 +3,7 @@
 Kernels need no per-file flags: each C file raises its own instruction set with `__attribute__((target(...)))`, so
 the same command builds on every machine and the choice is made at run time. MEGALFS_SANITIZE=1 builds with ASan and
 UBSan. The scheduler is Python all the same, and runs as such where mypyc is missing, where its C cannot be
-compiled, and with MEGALFS_PURE=1: slower, with the same decisions.
+compiled, and with MEGALFS_PURE=1: slower, with the same decisions. Without a C compiler everything is Python.
 """
 
 import os
@@ -47,22 +47,27 @@ def compiled_scheduler() -> list[Extension]:
 
 
 class Build(build_ext):
-    """Builds all of the scheduler or none of it: a module without the library they share could not be imported."""
+    """Builds the kernels, then all of the scheduler or none of it: its modules need the library that they share.
+
+    What cannot be built is left to Python, with a warning; but not the kernels by `make`, whose tests want them.
+    """
 
     def build_extensions(self) -> None:
-        try:
-            super().build_extensions()
-        except (BaseError, CompileError) as error:
-            compiled = [
-                extension for extension in self.extensions if not extension.name.startswith("megalfs_ext")
-            ]
-            if not compiled:
-                raise
-            self.warn(f"the scheduler stays Python, which is slower: {error}")
-            for extension in compiled:
-                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
-            self.extensions = [extension for extension in self.extensions if extension not in compiled]
-            super().build_extensions()
+        built = []
+        kernels = [each for each in self.extensions if each.name.startswith("megalfs_ext")]
+        scheduler = [each for each in self.extensions if each not in kernels]
+        for what, group in (("kernels", kernels), ("scheduler", scheduler)):
+            self.extensions = group
+            try:
+                super().build_extensions()
+                built += group
+            except (BaseError, CompileError) as error:
+                if group is kernels and "--inplace" in sys.argv:
+                    raise
+                self.warn(f"the {what} will run in Python, which is slower: {error}")
+                for extension in group:
+                    Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+        self.extensions = built
 
 
 setup(
