@@ -60,7 +60,7 @@ def run(
     random.Random(seed).shuffle(order)
     for piece in order:
         if fits(manifest, piece, 1, blob):
-            proof.on_disk(piece, 1)
+            proof.on_disk([(piece, 1)])
         while segments := proof.take(limit):
             data = blob[segments[-1].offset : segments[0].offset + segments[0].length]
             for segment, holds in zip(segments, link_holds(manifest, segments, data), strict=True):
@@ -92,7 +92,7 @@ def test_a_true_manifest_is_proven(size: int, limit: int, seed: int) -> None:
 
 def test_the_last_segment_comes_first() -> None:
     proof = Proof(TRUE)
-    proof.on_disk(0, TRUE.piece_count)
+    proof.on_disk([(0, TRUE.piece_count)])
     assert [segment.k for segment in proof.take(2)] == [LAST, LAST - 1]
     assert [segment.k for segment in proof.take(100)] == list(range(LAST - 2, -1, -1))
     assert proof.take() == ()
@@ -102,14 +102,14 @@ def test_taken_segments_lie_side_by_side() -> None:
     proof = Proof(TRUE)
     for k in (0, 1, 3, 4):
         segment = segment_of(TRUE.size, k)
-        proof.on_disk(*TRUE.pieces_covering(segment.offset, segment.length))
+        proof.on_disk([TRUE.pieces_covering(segment.offset, segment.length)])
     assert [segment.k for segment in proof.take(9)] == [4, 3]  # 2 lacks a piece that neither 1 nor 3 has
     assert [segment.k for segment in proof.take(9)] == [1, 0]
 
 
 def test_what_is_put_back_comes_again() -> None:
     proof = Proof(TRUE)
-    proof.on_disk(0, TRUE.piece_count)
+    proof.on_disk([(0, TRUE.piece_count)])
     taken = proof.take(3)
     proof.put_back(taken)
     assert proof.take(3) == taken
@@ -117,7 +117,7 @@ def test_what_is_put_back_comes_again() -> None:
 
 def test_links_from_the_front_prove_nothing_until_all_hold() -> None:
     proof = Proof(TRUE)
-    proof.on_disk(0, TRUE.piece_count)
+    proof.on_disk([(0, TRUE.piece_count)])
     segments = proof.take(100)
     for segment in reversed(segments):
         assert (proof.is_proven, proof.proven_from) == (False, TRUE.size)
@@ -127,7 +127,7 @@ def test_links_from_the_front_prove_nothing_until_all_hold() -> None:
 
 def test_links_from_the_end_prove_their_bytes_at_once() -> None:
     proof = Proof(TRUE)
-    proof.on_disk(0, TRUE.piece_count)
+    proof.on_disk([(0, TRUE.piece_count)])
     for segment in proof.take(100):
         proof.settle(segment, holds=True)
         assert proof.proven_from == segment.offset
@@ -136,9 +136,9 @@ def test_links_from_the_end_prove_their_bytes_at_once() -> None:
 def test_a_piece_told_twice_counts_once() -> None:
     proof = Proof(TRUE)
     for _ in range(3):
-        proof.on_disk(TRUE.piece_count - 1, 1)
-        proof.on_disk(TRUE.piece_count - 1, 0)
-    proof.on_disk(0, TRUE.piece_count)
+        proof.on_disk([(TRUE.piece_count - 1, 1)])
+        proof.on_disk([(TRUE.piece_count - 1, 0)])
+    proof.on_disk([(0, TRUE.piece_count)])
     assert len(proof.take(100)) == LAST + 1
 
 
@@ -223,9 +223,9 @@ def test_a_manifest_without_states_is_proven_in_order() -> None:
     proof = open_proof(without_states(TRUE))
     assert isinstance(proof, SerialProof)
     half = TRUE.piece_count // 2
-    proof.on_disk(half, TRUE.piece_count - half)
+    proof.on_disk([(half, TRUE.piece_count - half)])
     assert proof.take(9) == ()
-    proof.on_disk(0, half)
+    proof.on_disk([(0, half)])
     taken = proof.take(2)
     assert [segment.k for segment in taken] == [0, 1]
     proof.put_back(taken)
@@ -238,7 +238,7 @@ def test_a_manifest_without_states_is_proven_in_order() -> None:
 
 def test_a_wrong_digest_condemns_a_manifest_without_states() -> None:
     proof = SerialProof(without_states(TRUE))
-    proof.on_disk(0, TRUE.piece_count)
+    proof.on_disk([(0, TRUE.piece_count)])
     proof.take(99)
     proof.finish(bytes(32))
     assert (proof.is_proven, proof.is_condemned, proof.take(9)) == (False, True, ())

@@ -88,3 +88,20 @@ def test_what_comes_between_two_turns_of_the_loop_is_one_call() -> None:
     [(manifest_id, parts)] = asyncio.run(main())
     assert manifest_id == MANIFESTS[0]
     assert [first for _, first, _ in parts] == list(range(100))
+
+
+def test_what_may_wait_wakes_nobody_and_keeps_its_place() -> None:
+    async def main() -> list[str]:
+        heard: list[str] = []
+        reports = Reports(lambda _, parts: heard.append(f"pieces {[first for _, first, _ in parts]}"))
+        reports.put(lambda: heard.append("early"), may_wait=True)
+        await asyncio.sleep(0.05)
+        assert heard == []
+        reports.verified(MANIFESTS[0], session(0), 1, 1)
+        reports.put(lambda: heard.append("with it"), may_wait=True)
+        await asyncio.sleep(0.05)
+        reports.put(lambda: heard.append("late"), may_wait=True)
+        reports.catch_up()
+        return heard
+
+    assert asyncio.run(main()) == ["early", "pieces [1]", "with it", "late"]

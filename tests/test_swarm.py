@@ -18,6 +18,7 @@ from megalfs.core.messages import (
     RejectReason,
     Request,
 )
+from megalfs.core.topology import Tier
 from megalfs.errors import RemoteProtocolError
 
 ONE = {"run_bytes_initial": 1}
@@ -56,9 +57,31 @@ def test_who_holds_a_piece_is_not_told_of_it() -> None:
     seeder, leecher = solo.join(1, "all"), solo.join(2, "x   ")
     solo.deliver(seeder, Run(0, 1))
     solo.effects(Send)
-    solo.wait(0.01)
+    solo.wait(0.15)
     assert [peer for peer, _ in solo.said(HaveRuns)] == []
     assert leecher not in {send.peer for send in solo.effects(Send)}
+
+
+def test_a_piece_that_another_leecher_holds_is_told_a_little_later() -> None:
+    solo = Solo("    ")
+    holder, other = solo.join(1, "x   "), solo.join(2, "    ")
+    solo.effects(Send)
+    solo.wait(0.4)  # what the fetch takes
+    solo.deliver(holder, Run(0, 1))
+    solo.wait(0.1)
+    assert solo.said(HaveRuns) == []
+    solo.wait(0.05)
+    assert solo.said(HaveRuns) == [(other, HaveRuns(MANIFEST, (Run(0, 1),)))]
+
+
+def test_where_some_leechers_are_dearer_than_others_all_news_is_urgent() -> None:
+    solo = Solo("    ")
+    holder, near = solo.join(1, "x   ", tier=Tier.FAR), solo.join(2, "    ", tier=Tier.RACK)
+    solo.wait(0.4)
+    solo.effects(Send)
+    solo.deliver(holder, Run(0, 1))
+    solo.wait(0.01)
+    assert solo.said(HaveRuns) == [(near, HaveRuns(MANIFEST, (Run(0, 1),)))]
 
 
 def test_complete_is_said_once_and_to_all() -> None:
@@ -209,8 +232,10 @@ def test_an_origin_says_nothing() -> None:
 # -- grants
 
 
-def granting(pieces: int = 100, leechers: int = 3, **params: float) -> tuple[Solo, list[PeerId]]:
-    solo = Solo("x" * pieces, **{**ONE, **params})
+def granting(
+    pieces: int = 100, leechers: int = 3, *, lengths: list[int] | None = None, **params: float
+) -> tuple[Solo, list[PeerId]]:
+    solo = Solo("x" * pieces, lengths=lengths, **{**ONE, **params})
     peers = [solo.join(number, " " * pieces) for number in range(1, leechers + 1)]
     for peer in peers:
         solo.hear(peer, Credit(MANIFEST, 4))
@@ -258,6 +283,22 @@ def test_no_piece_goes_out_twice_before_all_are_out_once() -> None:
             solo.hear(serve.peer, Credit(MANIFEST, 1))
     seen += [serve.first for serve in solo.effects(Serve)]
     assert sorted(seen) == list(range(12))
+
+
+def test_leechers_are_given_as_many_bytes_each() -> None:
+    lengths = [500_000] + [50_000] * 11  # in turns, one of twelve would relay nearly half of everything
+    lengths *= 40
+    solo, peers = granting(len(lengths), 12, lengths=lengths)
+    given = dict.fromkeys(peers, 0)
+    while solo.swarm.is_granting:
+        for serve in solo.effects(Serve):
+            given[serve.peer] += sum(lengths[serve.first : serve.first + serve.count])
+            solo.now += 0.01
+            solo.swarm.served(serve.peer, serve.first, serve.count, ok=True, now=solo.now)
+            for peer in peers:
+                solo.hear(peer, HaveRuns(MANIFEST, (Run(serve.first, serve.count),)))
+            solo.hear(serve.peer, Credit(MANIFEST, 1))
+    assert max(given.values()) < 2 * min(given.values())
 
 
 def test_credit_bounds_what_is_granted() -> None:

@@ -1,4 +1,8 @@
-"""When peers hear of the pieces verified here: at once, but in batches; seeders later than leechers."""
+"""When peers hear of the pieces verified here, in batches.
+
+At once, when no other leecher is known to hold the piece: from here on it can spread. A little later, when one does:
+who lacks the piece has asked there. Seeders, which only keep statistics with it, last.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +20,86 @@ __all__ = ["News"]
 SUPPRESS_RUNS_MAX = 4  # longer news are rarely all known; looking would cost 2 us a run and peer
 
 
+class _Batch:
+    """Runs of which somebody is to hear, and when."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.due: float | None = None
+
+    def add(self, runs: list[Run], due: float) -> None:
+        """The batch is due when its oldest runs are."""
+        self.runs += runs
+        if runs and self.due is None:
+            self.due = due
+
+    def is_due(self, now: float) -> bool:
+        """Whether its time has come."""
+        return self.due is not None and now >= self.due
+
+    def take(self) -> list[Run]:
+        """Empties it."""
+        runs, self.runs, self.due = self.runs, [], None
+        return runs
+
+    def forget(self, run: Run) -> None:
+        """Nobody is to hear of this run."""
+        self.runs = [part for known in self.runs for part in known.minus(run)]
+
+
 class News:
     """Runs verified since peers were last told."""
 
     def __init__(self, state: SwarmState) -> None:
         self._state = state
-        self._fresh: list[Run] = []
-        self._fresh_due: float | None = None
-        self._stale: list[Run] = []  # told to leechers, not yet to seeders
-        self._stale_due: float | None = None
+        self._first = _Batch()  # of which ours is the first copy among leechers
+        self._further = _Batch()
+        self._statistics = _Batch()  # told to leechers, not yet to seeders
 
     @property
     def due(self) -> float | None:
         """When `flush` has something to do."""
-        if self._fresh_due is None or self._stale_due is None:
-            return self._fresh_due if self._stale_due is None else self._stale_due
-        return min(self._fresh_due, self._stale_due)
+        earliest: float | None = None
+        for batch in (self._first, self._further, self._statistics):
+            if batch.due is not None and (earliest is None or batch.due < earliest):
+                earliest = batch.due
+        return earliest
 
-    def add(self, runs: list[Run], *, rate: Meter, now: float) -> None:
-        """The runs are verified and may be asked of us; `rate` is of what arrives."""
-        self._fresh += runs
-        if runs and self._fresh_due is None:
-            self._fresh_due = now + self._delay_s(rate.rate(now))
+    def add(self, runs: list[Run], *, rate: Meter, fetch_s: float, now: float) -> None:
+        """The runs are verified and may be asked of us.
+
+        Args:
+            rate: of what arrives.
+            fetch_s: what a fetch takes lately.
+        """
+        if not runs:
+            return
+        first = [run for run in runs if self._is_first(run)]
+        if first:
+            self._first.add(first, now + self._delay_s(rate.rate(now)))
+        if len(first) < len(runs):
+            further = [run for run in runs if run not in first]
+            params = self._state.params
+            delay_s = min(params.have_further_share * fetch_s, params.have_further_s_max)
+            self._further.add(further, now + delay_s)
 
     def forget(self, run: Run) -> None:
         """The run is no longer here: whoever was not told of it need not be."""
-        self._fresh = [part for known in self._fresh for part in known.minus(run)]
-        self._stale = [part for known in self._stale for part in known.minus(run)]
+        for batch in (self._first, self._further, self._statistics):
+            batch.forget(run)
 
     def flush(self, *, now: float, everything: bool = False) -> None:
         """Tells what is due, or all that is untold."""
-        if self._fresh_due is not None and (everything or now >= self._fresh_due):
-            told = _merged(self._fresh)
+        fresh: list[Run] = []
+        for batch in (self._first, self._further):
+            if everything or batch.is_due(now):
+                fresh += batch.take()
+        if fresh:
+            told = _merged(fresh)
             self._tell(told, to_seeders=False)
-            self._stale += told
-            self._fresh, self._fresh_due = [], None
-            if self._stale_due is None:
-                self._stale_due = now + self._state.params.have_lazy_s
-        if self._stale_due is not None and (everything or now >= self._stale_due):
-            self._tell(_merged(self._stale), to_seeders=True)
-            self._stale, self._stale_due = [], None
+            self._statistics.add(told, now + self._state.params.have_lazy_s)
+        if everything or self._statistics.is_due(now):
+            self._tell(_merged(self._statistics.take()), to_seeders=True)
 
     def introduce(self, session: Session) -> None:
         """First words to a peer: what is held here, in as many frames as it takes."""
@@ -68,6 +112,13 @@ class News:
         manifest = self._state.manifest
         for at in range(0, len(runs), HAVE_RUNS_MAX):
             self._state.send(session, Lost(manifest, tuple(runs[at : at + HAVE_RUNS_MAX])))
+
+    def _is_first(self, run: Run) -> bool:
+        # Where some are dearer than others, all news is urgent: who hears late of a copy nearby asks for a distant one
+        # (32 nodes in two racks fetched 1.7 copies across instead of 1.1).
+        if sum(leechers > 0 for leechers in self._state.leechers_at.values()) != 1:
+            return True
+        return not self._state.availability.counts(run.first, run.end).all()
 
     def _delay_s(self, rate: float) -> float:
         # Many peers: fewer, larger batches, as long as their age is small against the time of one run; 30 ms

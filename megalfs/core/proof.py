@@ -14,6 +14,7 @@ order by `SerialProof`.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -51,27 +52,28 @@ class _Coverage:
         self._last = ((offsets[1:] - np.uint64(1)) // SEGMENT_BYTES).astype(np.int64)
         self._has = np.zeros(manifest.piece_count, np.bool_)
         self.pieces_left = manifest.piece_count
-        self._missing = self._count(np.arange(manifest.piece_count), 0, segment_count(manifest.size))
+        touched = self._segments(np.arange(manifest.piece_count))
+        self._missing = np.bincount(touched, minlength=segment_count(manifest.size))
 
-    def add(self, first: int, count: int) -> list[int]:
-        """Notes a run of pieces, known ones included; returns the segments that became whole, ascending."""
-        assert 0 <= first <= first + count <= len(self._has)
-        new = first + np.flatnonzero(~self._has[first : first + count])
-        if not len(new):
-            return []
+    def add(self, runs: Sequence[tuple[int, int]]) -> list[int]:
+        """Notes runs of pieces, known ones included; returns the segments that became whole, ascending."""
+        assert all(0 <= first <= first + count <= len(self._has) for first, count in runs)
+        pieces = np.concatenate([np.arange(first, first + count) for first, count in runs])
+        new = np.unique(pieces[~self._has[pieces]])
         self._has[new] = True
         self.pieces_left -= len(new)
-        start, stop = int(self._first[new[0]]), int(self._last[new[-1]]) + 1
-        arrived = self._count(new, start, stop)
-        missing = self._missing[start:stop]
-        missing -= arrived
-        return [int(k) for k in start + np.flatnonzero((missing == 0) & (arrived > 0))]
+        touched, times = np.unique(self._segments(new), return_counts=True)
+        self._missing[touched] -= times
+        whole: list[int] = touched[self._missing[touched] == 0].tolist()
+        return whole
 
-    def _count(self, pieces: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-        """How many of these pieces touch each of the segments `start` to `stop`."""
-        begins = np.bincount(self._first[pieces] - start, minlength=stop - start + 1)
-        ends = np.bincount(self._last[pieces] - start + 1, minlength=stop - start + 1)
-        return np.cumsum(begins - ends)[: stop - start]
+    def _segments(self, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The segments that each of these pieces touches, one after the other."""
+        first = self._first[pieces]
+        counts = self._last[pieces] - first + 1
+        begins = np.cumsum(counts) - counts
+        touched: NDArray[np.int64] = np.repeat(first - begins, counts) + np.arange(counts.sum())
+        return touched
 
 
 class Proof:
@@ -103,9 +105,9 @@ class Proof:
         """Bytes from this offset to the end are proven, even when the manifest was condemned since."""
         return min(self._proven_from * SEGMENT_BYTES, self._manifest.size)
 
-    def on_disk(self, first: int, count: int) -> None:
-        """Pieces whose bytes fit their chunk ids and can be read back; saying it twice does no harm."""
-        for k in self._coverage.add(first, count):
+    def on_disk(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Runs of pieces whose bytes fit their chunk ids and can be read back; saying it twice does no harm."""
+        for k in self._coverage.add(runs):
             heapq.heappush(self._ready, -k)
 
     @property
@@ -179,9 +181,9 @@ class SerialProof:
         """0 once proven, the size before."""
         return 0 if self.is_proven else self._manifest.size
 
-    def on_disk(self, first: int, count: int) -> None:
+    def on_disk(self, runs: Sequence[tuple[int, int]]) -> None:
         """As `Proof.on_disk`."""
-        self._ready.update(self._coverage.add(first, count))
+        self._ready.update(self._coverage.add(runs))
 
     @property
     def ready_count(self) -> int:

@@ -26,6 +26,7 @@ class Serving:
         # Only a node that began complete grants: one that became complete has shown its pieces already.
         is_seeder = state.pieces.is_complete and state.pieces.count > 0
         self._grants = Grants(state.pieces, state.availability, state.rng) if is_seeder else None
+        self._granted = 0
         self.is_granting = False
         self.rate = Meter(now)
         self.due: float | None = None
@@ -166,11 +167,14 @@ class Serving:
             return None
         run = grants.take(grantee, self._grant_bytes(grantee, now), now)
         grantee.credit -= 1
-        grantee.granted_at = now
+        # By bytes, not by runs: one chunk of 1 MiB is as much to relay as four others, and who has nothing left to
+        # relay leaves an uplink idle. Start tags (Goyal et al., SFQ, 1996), so that nobody saves up turns.
+        self._granted = max(self._granted, grantee.granted)
+        grantee.granted = self._granted + self._state.pieces.bytes_of(run)
         return grantee.peer, run
 
     def _grantee(self, busy: list[Session]) -> Session | None:
-        """The nearest, least recently served leecher with credit that is not busy and does spread."""
+        """The nearest leecher with credit that is not busy, does spread, and was given least."""
         per_peer = self._per_peer()
         newcomers = sum(_is_new(one) for one in busy)
         ready = [
@@ -208,8 +212,8 @@ class Serving:
             self._state.strike(session, weight, "asks for what it cannot have")
 
 
-def _turn(session: Session) -> tuple[int, float, PeerId]:
-    return session.tier, session.granted_at, session.peer
+def _turn(session: Session) -> tuple[int, int, PeerId]:
+    return session.tier, session.granted, session.peer
 
 
 def _is_new(session: Session) -> bool:

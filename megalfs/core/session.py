@@ -115,7 +115,8 @@ class Session:
 
         # -- what it fetches from us
         self.credit = 0
-        self.granted_at = -1.0
+        self.granted = 0
+        """Bytes that were granted to it, or to those whose turn it was before it came: who has least is next."""
         self.unspread = 0
 
         # -- accounts

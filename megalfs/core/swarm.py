@@ -172,7 +172,7 @@ class Swarm:
                 if not is_settled:
                     awaited.append(run)
         self._fetching.settle(awaited, now)
-        self._news.add(fresh, rate=self._fetching.rate, now=now)
+        self._news.add(fresh, rate=self._fetching.rate, fetch_s=self._fetching.expected_s(), now=now)
         if pieces.is_complete and not was_complete:
             self._complete(now)
             return

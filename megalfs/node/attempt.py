@@ -215,7 +215,7 @@ class Attempt:
         self.partial.mark(first, count)
         self._progress_at = self._loop.time()
         if self.prover is not None:
-            self.prover.on_disk(first, count)
+            self.prover.on_disk(first, count, is_last=self.partial.is_complete)
 
     def completed(self) -> None:
         """Every piece is in the partial."""
@@ -244,6 +244,7 @@ class Attempt:
         while True:
             pause_s = FLUSH_SHARE * (self._loop.time() - started_at)
             await asyncio.sleep(min(max(pause_s, FLUSH_INTERVAL_S_MIN), FLUSH_INTERVAL_S_MAX))
+            self._node.hub.catch_up()
             try:
                 await asyncio.to_thread(self.partial.flush)
             except BusyError as error:

@@ -425,7 +425,8 @@ class SwarmDriver:
         offset, size = self.manifest.run_extent(first, count)
 
         def served(is_sent: bool) -> None:
-            self._post(self._served, peer, first, count, size, is_sent)
+            if not self._is_closed:
+                self._hub.report(self._served, peer, first, count, size, is_sent)
 
         session.upload(Upload(self.manifest.id, first, count, offset, size, self._source, served))
 

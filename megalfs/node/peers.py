@@ -372,16 +372,19 @@ class PeerHub:
         def closed(lane: ReceiveLane, error: MegalfsError | None) -> None:
             reports.put(partial(self._lane_ended, session, lane, error))
 
-        def with_swarm(call: Callable[[SwarmEnd], Callable[..., None]]) -> Callable[..., None]:
+        def with_swarm(
+            call: Callable[[SwarmEnd], Callable[..., None]], *, may_wait: bool = False
+        ) -> Callable[..., None]:
             def report(manifest_id: ManifestId, *arguments: object) -> None:
-                reports.put(partial(self._to_swarm, manifest_id, call, session, *arguments))
+                told = partial(self._to_swarm, manifest_id, call, session, *arguments)
+                reports.put(told, may_wait=may_wait)
 
             return report
 
         lane = ReceiveLane(
             sock,
             sink_of=self._sink_of,
-            arriving=with_swarm(lambda swarm: swarm.arriving),
+            arriving=with_swarm(lambda swarm: swarm.arriving, may_wait=True),
             progress=Progress(
                 verified=lambda manifest_id, *run: reports.verified(manifest_id, session, *run),
                 corrupt=with_swarm(lambda swarm: swarm.corrupt),
@@ -438,9 +441,18 @@ class PeerHub:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
 
+    def report(self, function: Callable[..., None], *arguments: object) -> None:
+        """As `post`, together with what lanes report."""
+        self._reports.put(partial(function, *arguments))
+
+    def catch_up(self) -> None:
+        """Hears what lanes reported without waking the loop; whoever is awake now and then calls it."""
+        self._reports.catch_up()
+
     # --- messages ------------------------------------------------------------------------------------
 
     def _received(self, session: Session, message: Message) -> None:
+        self.catch_up()
         match message:
             case Ping(nonce=nonce):
                 session.send(Pong(nonce))

@@ -2,7 +2,8 @@
 
 A loop that each of 64 lanes wakes for every granule spends its time on waking up: at 3 GB/s that is 2,900 times a
 second, and each time the scheduler asks anew what to do. So the loop hears of pieces at once when none have come for
-`REPORT_INTERVAL_S`, and else once per interval.
+`REPORT_INTERVAL_S`, and else once per interval. What can wait until the loop is awake for another reason does not
+wake it at all.
 """
 
 from __future__ import annotations
@@ -41,20 +42,31 @@ class Reports:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._waiting: list[_Verified | Callable[[], None]] = []
+        self._is_awaited = False  # the loop knows that something waits
         self._told_at = self._loop.time() - REPORT_INTERVAL_S
 
     def verified(self, manifest_id: ManifestId, session: Session, first: int, count: int) -> None:
         """Reports pieces that are verified and written."""
         self.put(_Verified(manifest_id, (session, first, count)))
 
-    def put(self, report: _Verified | Callable[[], None]) -> None:
-        """Has the loop call this, after everything that was put before."""
+    def put(self, report: _Verified | Callable[[], None], *, may_wait: bool = False) -> None:
+        """Has the loop call this, after everything that was put before.
+
+        Args:
+            may_wait: until `catch_up`, or until something is put that may not.
+        """
         with self._lock:
             self._waiting.append(report)
-            if len(self._waiting) > 1:
-                return  # the loop knows that something waits
+            if self._is_awaited or may_wait:
+                return
+            self._is_awaited = True
         with suppress(RuntimeError):  # after the loop has ended nobody is left to tell
             self._loop.call_soon_threadsafe(self._arrange)
+
+    def catch_up(self) -> None:
+        """On the loop, which is awake anyway: tells what could wait for that."""
+        if self._waiting and not self._is_awaited:
+            self._flush()
 
     def _arrange(self) -> None:
         due = self._told_at + REPORT_INTERVAL_S
@@ -66,6 +78,7 @@ class Reports:
     def _flush(self) -> None:
         with self._lock:
             reports, self._waiting = self._waiting, []
+            self._is_awaited = False
         parts: dict[ManifestId, list[Part]] = {}
         for report in reports:
             if isinstance(report, _Verified):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -32,12 +32,20 @@ def bits(drawing: str) -> Bitfield:
 class Solo:
     """A swarm and the clock it is told."""
 
-    def __init__(self, have: str, *, seed: int = 1, instance: int = 0, **params: float | bool) -> None:
-        lengths = np.full(len(have), PIECE_BYTES, dtype=np.uint32)
+    def __init__(
+        self,
+        have: str,
+        *,
+        lengths: Sequence[int] | None = None,
+        seed: int = 1,
+        instance: int = 0,
+        **params: float | bool,
+    ) -> None:
+        lengths = lengths or [PIECE_BYTES] * len(have)
         self.now = 0.0
         self.swarm = Swarm(
             MANIFEST,
-            lengths,
+            np.array(lengths, dtype=np.uint32),
             instance=instance.to_bytes(16, "big"),
             have=bits(have),
             params=SwarmParams(**params),  # type: ignore[arg-type]
