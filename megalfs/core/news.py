@@ -72,16 +72,13 @@ class News:
             rate: of what arrives.
             fetch_s: what a fetch takes lately.
         """
-        if not runs:
-            return
-        first = [run for run in runs if self._is_first(run)]
-        if first:
-            self._first.add(first, now + self._delay_s(rate.rate(now)))
-        if len(first) < len(runs):
-            further = [run for run in runs if run not in first]
-            params = self._state.params
-            delay_s = min(params.have_further_share * fetch_s, params.have_further_s_max)
-            self._further.add(further, now + delay_s)
+        first: list[Run] = []
+        further: list[Run] = []
+        for run in runs:
+            (first if self._is_first(run) else further).append(run)
+        params = self._state.params
+        self._first.add(first, now + self._delay_s(rate.rate(now)))
+        self._further.add(further, now + min(params.have_further_share * fetch_s, params.have_further_s_max))
 
     def forget(self, run: Run) -> None:
         """The run is no longer here: whoever was not told of it need not be."""
