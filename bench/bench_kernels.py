@@ -180,10 +180,14 @@ def blake3_rows(buffer: bytes, rounds: int, skipped: list[str]) -> list[Row]:
         def one_by_one(kernel: str = kernel) -> list[bytes]:
             return [megalfs_ext.blake3_many(chunk, ends[:1], kernel=kernel) for chunk in chunks]
 
+        def groups(kernel: str = kernel) -> list[bytes]:
+            return [megalfs_ext.blake3_groups(chunk, kernel=kernel) for chunk in chunks]
+
         contenders += [
             Contender("blake3_many, 256 KiB chunks", kernel, len(buffer),
                       lambda kernel=kernel: megalfs_ext.blake3_many(buffer, ends, kernel=kernel), goal),
             Contender("blake3_many, a call a chunk", kernel, len(buffer), one_by_one, goal),
+            Contender("blake3_groups, a call a chunk", kernel, len(buffer), groups, goal),
             Contender("verify_chunks", kernel, len(buffer),
                       lambda kernel=kernel: megalfs_ext.verify_chunks(buffer, lengths, ids, kernel=kernel), goal),
         ]  # fmt: skip

@@ -28,10 +28,13 @@ except ModuleNotFoundError:
     _kernels = None  # type: ignore[assignment]  # the stub describes the compiled module only
 
 __all__ = [
+    "GROUP_BYTES",
     "INITIAL_STATE",
     "SEGMENT_BYTES",
     "ChainHasher",
     "Kernels",
+    "blake3_groups",
+    "blake3_join",
     "blake3_many",
     "cut_points",
     "finish_segment",
@@ -45,6 +48,7 @@ __all__ = [
     "verify_segments",
 ]
 
+GROUP_BYTES: Final = 64 << 10  # a subtree of BLAKE3 that is verified alone
 SEGMENT_BYTES: Final = 1 << 20  # distance between recorded SHA-256 states (DESIGN.md 4.2)
 # SHA-256's initial value as eight big-endian words (FIPS 180-4, 5.3.3).
 INITIAL_STATE: Final = bytes.fromhex("6a09e667bb67ae853c6ef372a54ff53a510e527f9b05688c1f83d9ab5be0cd19")
@@ -166,6 +170,43 @@ def blake3_many(buffer: BufferLike, ends: BufferLike, *, kernel: str | None = No
     if _is_reference("blake3", kernel):
         return reference.blake3_many(buffer, ends)
     return _kernels.blake3_many(buffer, ends, kernel)
+
+
+def blake3_groups(buffer: BufferLike, offset: int = 0, *, kernel: str | None = None) -> bytes:
+    """Chaining values of the groups of a chunk, its subtrees of 64 KiB, 32 bytes each (BLAKE3 paper, section 2.1).
+
+    Each group is verified alone by its value, and the chunk's id says by `blake3_join` that the values are right.
+
+    Args:
+        buffer: the bytes of some groups that follow each other; the last group of a chunk may be short.
+        offset: where they start in the chunk, a multiple of `GROUP_BYTES` below 2**63.
+
+    Raises:
+        ValueError: another offset, or a kernel that cannot run.
+    """
+    if offset % GROUP_BYTES or not 0 <= offset < 1 << 63:
+        raise ValueError(f"offset must be a multiple of {GROUP_BYTES} bytes below 2**63, not {offset}")
+    if _is_reference("blake3", kernel):
+        from megalfs_ext import reference_blake3
+
+        return reference_blake3.groups(buffer, offset)
+    return _kernels.blake3_groups(buffer, offset, kernel)
+
+
+def blake3_join(groups: BufferLike, *, kernel: str | None = None) -> bytes:
+    """The BLAKE3-256 of a chunk from the chaining values of all its groups.
+
+    Args:
+        groups: 2 to 4096 values of 32 bytes. The value of a chunk's only group is not its BLAKE3.
+
+    Raises:
+        ValueError: another size, or a kernel that cannot run.
+    """
+    if _is_reference("blake3", kernel):
+        from megalfs_ext import reference_blake3
+
+        return reference_blake3.join(groups)
+    return _kernels.blake3_join(groups, kernel)
 
 
 def sha256_many(buffer: BufferLike, ends: BufferLike, *, kernel: str | None = None) -> bytes:

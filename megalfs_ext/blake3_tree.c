@@ -1,7 +1,7 @@
 /* BLAKE3 of many slices at once: the trees above the blake3 kernels.
  *
- * All slices of a group share the lanes: leaves of one slice fill a batch that leaves of the one before
- * began, and parents are made level by level over all trees together, so that lanes idle once a group
+ * All slices of a forest share the lanes: leaves of one slice fill a batch that leaves of the one before
+ * began, and parents are made level by level over all trees together, so that lanes idle once a forest
  * instead of once a slice and level. Pairing neighbours level by level, an odd last node passing upward,
  * gives BLAKE3's tree: left subtrees are the largest powers of two (BLAKE3 paper, section 2.1).  */
 #include "kernels.h"
@@ -10,7 +10,7 @@
 
 /* 4 MiB of slices: 128 KiB of nodes, which stay in L2, and at most half a batch in 256 idle. A power of two,
  * so that a larger slice splits into whole subtrees.  */
-enum { GROUP_NODES = 4096 };
+enum { FOREST_NODES = 4096 };
 
 typedef struct {
     size_t first, count; /* nodes of its current level */
@@ -24,9 +24,9 @@ typedef struct {
     size_t capacity, used, trees;
     uint8_t (*nodes)[BLAKE3_CV];
     tree *tree;
-} group;
+} forest;
 
-static void batch_flush(group *self)
+static void batch_flush(forest *self)
 {
     if (self->batch.count) {
         self->kernel->batch(&self->batch);
@@ -34,7 +34,7 @@ static void batch_flush(group *self)
     }
 }
 
-static void batch_kind(group *self, size_t blocks, uint32_t flags, uint32_t first, uint32_t last)
+static void batch_kind(forest *self, size_t blocks, uint32_t flags, uint32_t first, uint32_t last)
 {
     batch_flush(self);
     self->batch.blocks = blocks;
@@ -43,7 +43,7 @@ static void batch_kind(group *self, size_t blocks, uint32_t flags, uint32_t firs
     self->batch.flags_last = last;
 }
 
-static void batch_add(group *self, const uint8_t *in, uint64_t counter, uint8_t *out)
+static void batch_add(forest *self, const uint8_t *in, uint64_t counter, uint8_t *out)
 {
     size_t lane = self->batch.count++;
     self->batch.in[lane] = in;
@@ -82,7 +82,7 @@ static size_t leaves_of(size_t size)
     return size ? (size - 1) / BLAKE3_LEAF + 1 : 1;
 }
 
-static void reduce(group *self)
+static void reduce(forest *self)
 {
     batch_kind(self, 1, BLAKE3_PARENT, 0, 0);
     for (bool again = true; again;) {
@@ -123,7 +123,7 @@ static void reduce(group *self)
     batch_kind(self, BLAKE3_LEAF / BLAKE3_BLOCK, 0, BLAKE3_CHUNK_START, BLAKE3_CHUNK_END);
 }
 
-static uint8_t (*tree_add(group *self, size_t count, bool is_root, uint8_t *out))[BLAKE3_CV]
+static uint8_t (*tree_add(forest *self, size_t count, bool is_root, uint8_t *out))[BLAKE3_CV]
 {
     if (count > self->capacity - self->used) {
         reduce(self);
@@ -133,8 +133,8 @@ static uint8_t (*tree_add(group *self, size_t count, bool is_root, uint8_t *out)
     return &self->nodes[self->used - count];
 }
 
-/* A tree over at most GROUP_NODES leaves, more than one of them when it is a root.  */
-static void tree_of_leaves(group *self, slice bytes, uint64_t counter, bool is_root, uint8_t *out)
+/* A tree over at most FOREST_NODES leaves, more than one of them when it is a root.  */
+static void tree_of_leaves(forest *self, slice bytes, uint64_t counter, bool is_root, uint8_t *out)
 {
     size_t count = leaves_of(bytes.size);
     uint8_t(*nodes)[BLAKE3_CV] = tree_add(self, count, is_root, out);
@@ -148,11 +148,11 @@ static void tree_of_leaves(group *self, slice bytes, uint64_t counter, bool is_r
     }
 }
 
-/* More leaves than a group holds: whole subtrees, then their roots in the same way, one level of groups after
+/* More leaves than a forest holds: whole subtrees, then their roots in the same way, one level of them after
  * the other, in memory of 32 bytes per 4 MiB.  */
-static int large_slice(group *self, slice bytes, uint8_t *out)
+static int large_slice(forest *self, slice bytes, uint8_t *out)
 {
-    enum { SUBTREE = GROUP_NODES * BLAKE3_LEAF };
+    enum { SUBTREE = FOREST_NODES * BLAKE3_LEAF };
     size_t count = (bytes.size - 1) / SUBTREE + 1;
     uint8_t(*roots)[BLAKE3_CV] = calloc(count, BLAKE3_CV);
     if (!roots) {
@@ -161,13 +161,13 @@ static int large_slice(group *self, slice bytes, uint8_t *out)
     for (size_t i = 0; i < count; i++) {
         size_t left = bytes.size - i * SUBTREE;
         slice part = {bytes.bytes + i * SUBTREE, left < SUBTREE ? left : SUBTREE};
-        tree_of_leaves(self, part, (uint64_t)i * GROUP_NODES, false, roots[i]);
+        tree_of_leaves(self, part, (uint64_t)i * FOREST_NODES, false, roots[i]);
     }
     reduce(self);
-    while (count > GROUP_NODES) {
+    while (count > FOREST_NODES) {
         size_t made = 0;
-        for (size_t i = 0; i < count; i += GROUP_NODES, made++) {
-            size_t taken = count - i < GROUP_NODES ? count - i : GROUP_NODES;
+        for (size_t i = 0; i < count; i += FOREST_NODES, made++) {
+            size_t taken = count - i < FOREST_NODES ? count - i : FOREST_NODES;
             memcpy(tree_add(self, taken, false, roots[made]), roots[i], taken * BLAKE3_CV);
             reduce(self);
         }
@@ -183,29 +183,37 @@ static int large_slice(group *self, slice bytes, uint8_t *out)
 static size_t capacity_for(const slice *slices, size_t count)
 {
     size_t nodes = 0;
-    for (size_t i = 0; i < count && nodes < GROUP_NODES; i++) {
+    for (size_t i = 0; i < count && nodes < FOREST_NODES; i++) {
         size_t leaves = leaves_of(slices[i].size);
-        nodes += leaves < GROUP_NODES - nodes ? leaves : GROUP_NODES - nodes;
+        nodes += leaves < FOREST_NODES - nodes ? leaves : FOREST_NODES - nodes;
     }
     return nodes;
 }
 
+static int forest_open(forest *self, size_t capacity)
+{
+    self->capacity = capacity;
+    self->nodes = malloc((capacity + 1) * sizeof *self->nodes);
+    self->tree = malloc((capacity + 1) * sizeof *self->tree);
+    batch_kind(self, BLAKE3_LEAF / BLAKE3_BLOCK, 0, BLAKE3_CHUNK_START, BLAKE3_CHUNK_END);
+    return self->nodes && self->tree ? 0 : -1;
+}
+
+static void forest_close(forest *self)
+{
+    free(self->tree);
+    free(self->nodes);
+}
+
 int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count, uint8_t *digests)
 {
-    int error = 0;
-    group self = {.kernel = kernel, .capacity = capacity_for(slices, count)};
-    self.nodes = malloc((self.capacity + 1) * sizeof *self.nodes);
-    self.tree = malloc((self.capacity + 1) * sizeof *self.tree);
-    if (!self.nodes || !self.tree) {
-        error = -1;
-        goto exit;
-    }
-    batch_kind(&self, BLAKE3_LEAF / BLAKE3_BLOCK, 0, BLAKE3_CHUNK_START, BLAKE3_CHUNK_END);
+    forest self = {.kernel = kernel};
+    int error = forest_open(&self, capacity_for(slices, count));
     for (size_t i = 0; i < count && !error; i++, digests += BLAKE3_CV) {
         size_t leaves = leaves_of(slices[i].size);
         if (leaves == 1) {
             single_leaf(kernel, slices[i], 0, true, digests);
-        } else if (leaves <= GROUP_NODES) {
+        } else if (leaves <= FOREST_NODES) {
             tree_of_leaves(&self, slices[i], 0, true, digests);
         } else {
             error = large_slice(&self, slices[i], digests);
@@ -214,8 +222,34 @@ int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count
     if (!error) {
         reduce(&self);
     }
-exit:
-    free(self.tree);
-    free(self.nodes);
+    forest_close(&self);
+    return error;
+}
+
+int blake3_groups(const blake3_kernel *kernel, slice bytes, uint64_t first_leaf, uint8_t *cvs)
+{
+    forest self = {.kernel = kernel};
+    int error = forest_open(&self, capacity_for(&bytes, 1));
+    for (size_t at = 0; at < bytes.size && !error; at += BLAKE3_GROUP, cvs += BLAKE3_CV) {
+        size_t left = bytes.size - at;
+        slice part = {bytes.bytes + at, left < BLAKE3_GROUP ? left : BLAKE3_GROUP};
+        tree_of_leaves(&self, part, first_leaf + at / BLAKE3_LEAF, false, cvs);
+    }
+    if (!error) {
+        reduce(&self);
+    }
+    forest_close(&self);
+    return error;
+}
+
+int blake3_join(const blake3_kernel *kernel, const uint8_t *cvs, size_t count, uint8_t *digest)
+{
+    forest self = {.kernel = kernel};
+    int error = forest_open(&self, count);
+    if (!error) {
+        memcpy(tree_add(&self, count, true, digest), cvs, count * BLAKE3_CV);
+        reduce(&self);
+    }
+    forest_close(&self);
     return error;
 }

@@ -135,7 +135,8 @@ static void answer_beside(const sha256_kernel *kernel, const uint8_t *sample, ui
     memcpy(answer + sizeof file, states, sizeof states);
 }
 
-/* What a kernel makes of the sample: cuts of small chunks, or digests of one, two, sixteen and odd messages.  */
+/* What a kernel makes of the sample: cuts of small chunks, or digests of one, two, sixteen and odd messages, and
+ * what groups and their join give.  */
 static void answer_of(stage which, size_t index, const uint8_t *sample, uint8_t answer[ANSWER_BYTES])
 {
     memset(answer, 0, ANSWER_BYTES);
@@ -166,6 +167,10 @@ static void answer_of(stage which, size_t index, const uint8_t *sample, uint8_t 
     } else {
         slice messages[3] = {{sample, BLAKE3_SAMPLE}, {sample + 1, 5 * 1024 + 63}, {sample + 7, 100}};
         blake3_slices(&BLAKE3_KERNELS[index], messages, 3, answer);
+        /* A group as it may lie in a long input, numbers of leaves carrying into their upper half.  */
+        slice group = {sample + 3, 17 * BLAKE3_LEAF + 63};
+        blake3_groups(&BLAKE3_KERNELS[index], group, (1ULL << 32) - 8, answer + 3 * BLAKE3_CV);
+        blake3_join(&BLAKE3_KERNELS[index], answer, 4, answer + 4 * BLAKE3_CV);
     }
 #ifdef MEGALFS_WRONG_KERNEL /* of a build for tests */
     if (strcmp(kernel_name(which, index), MEGALFS_WRONG_KERNEL) == 0) {

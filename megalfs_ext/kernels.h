@@ -190,6 +190,8 @@ void sha256_chain_update(const sha256_kernel *kernel, sha256_chain *chain, slice
 /* ---- blake3 -------------------------------------------------------------------------------------------- */
 
 enum { BLAKE3_BLOCK = 64, BLAKE3_LEAF = 1024, BLAKE3_CV = 32, BLAKE3_LANES_MAX = 16 };
+/* A group is a whole subtree, checked without the rest of its input; as many as are joined have 256 MiB.  */
+enum { BLAKE3_GROUP = 64 * BLAKE3_LEAF, BLAKE3_GROUPS_MAX = 4096 };
 enum { BLAKE3_CHUNK_START = 1, BLAKE3_CHUNK_END = 2, BLAKE3_PARENT = 4, BLAKE3_ROOT = 8 };
 
 /* Chaining values of up to BLAKE3_LANES_MAX inputs of `blocks` whole blocks each, one per lane; the first
@@ -231,8 +233,13 @@ static const uint8_t BLAKE3_SCHEDULE[7][16] = {
     {11, 15, 5, 0, 1, 9, 8, 6, 14, 10, 2, 12, 3, 4, 7, 13},
 };
 
-/* The digest of each slice; -1 when memory is short.  */
+/* The digest of each slice; -1 when memory is short, as of the two below.  */
 int blake3_slices(const blake3_kernel *kernel, const slice *slices, size_t count, uint8_t *digests);
+/* The chaining value, never the root's, of each group of an input in which `bytes` begin with leaf `first_leaf`.
+ * Their last group may be short.  */
+int blake3_groups(const blake3_kernel *kernel, slice bytes, uint64_t first_leaf, uint8_t *cvs);
+/* The digest of an input from the chaining values of all its groups, of which there are two at least.  */
+int blake3_join(const blake3_kernel *kernel, const uint8_t *cvs, size_t count, uint8_t *digest);
 
 /* ---- choice -------------------------------------------------------------------------------------------- */
 

@@ -298,6 +298,76 @@ exit:
     return result;
 }
 
+static PyObject *py_blake3_groups(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *result = NULL;
+    Py_buffer buffer = {0};
+    long long offset;
+    size_t index;
+    int error = 0;
+    const char *name;
+    if (!PyArg_ParseTuple(arguments, "y*Lz:blake3_groups", &buffer, &offset, &name)) {
+        return NULL;
+    }
+    if (find_kernel(STAGE_BLAKE3, name, &index) < 0) {
+        goto exit;
+    }
+    if (offset < 0 || offset % BLAKE3_GROUP != 0) {
+        PyErr_Format(PyExc_ValueError, "no group starts at %lld", offset);
+        goto exit;
+    }
+    result = new_digests(((size_t)buffer.len + BLAKE3_GROUP - 1) / BLAKE3_GROUP);
+    if (!result) {
+        goto exit;
+    }
+    slice bytes = {buffer.buf, (size_t)buffer.len};
+    CALL_WITHOUT_GIL(buffer.len, error = blake3_groups(&BLAKE3_KERNELS[index], bytes,
+                                                       (uint64_t)offset / BLAKE3_LEAF, bytes_of(result)));
+    if (error) {
+        PyErr_NoMemory();
+        Py_CLEAR(result);
+    }
+exit:
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
+static PyObject *py_blake3_join(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *result = NULL;
+    Py_buffer groups = {0};
+    size_t index, count;
+    int error = 0;
+    const char *name;
+    if (!PyArg_ParseTuple(arguments, "y*z:blake3_join", &groups, &name)) {
+        return NULL;
+    }
+    if (find_kernel(STAGE_BLAKE3, name, &index) < 0) {
+        goto exit;
+    }
+    count = (size_t)groups.len / BLAKE3_CV;
+    if (groups.len % BLAKE3_CV != 0 || count < 2 || count > BLAKE3_GROUPS_MAX) {
+        PyErr_Format(PyExc_ValueError, "groups must be 2 to %d values of 32 bytes, not %zd bytes",
+                     BLAKE3_GROUPS_MAX, groups.len);
+        goto exit;
+    }
+    result = new_digests(1);
+    if (!result) {
+        goto exit;
+    }
+    CALL_WITHOUT_GIL(groups.len,
+                     error = blake3_join(&BLAKE3_KERNELS[index], groups.buf, count, bytes_of(result)));
+    if (error) {
+        PyErr_NoMemory();
+        Py_CLEAR(result);
+    }
+exit:
+    PyBuffer_Release(&groups);
+    return result;
+}
+
 static PyObject *py_sha256_many(PyObject *module, PyObject *arguments)
 {
     (void)module;
@@ -621,6 +691,8 @@ static PyMethodDef METHODS[] = {
     {"scan", py_scan, METH_VARARGS, NULL},
     {"cut_points", py_cut_points, METH_VARARGS, NULL},
     {"blake3_many", py_blake3_many, METH_VARARGS, NULL},
+    {"blake3_groups", py_blake3_groups, METH_VARARGS, NULL},
+    {"blake3_join", py_blake3_join, METH_VARARGS, NULL},
     {"sha256_many", py_sha256_many, METH_VARARGS, NULL},
     {"verify_chunks", py_verify_chunks, METH_VARARGS, NULL},
     {"verify_links", py_verify_links, METH_VARARGS, NULL},

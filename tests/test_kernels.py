@@ -17,6 +17,8 @@ CALLS = {
     "cdc": lambda kernel: megalfs_ext.cut_points(b"", 64, 256, 1024, kernel=kernel),
     "cdc scan": lambda kernel: megalfs_ext.scan(b"", 64, 256, 1024, is_final=True, kernel=kernel),
     "blake3": lambda kernel: megalfs_ext.blake3_many(b"", b"", kernel=kernel),
+    "blake3 groups": lambda kernel: megalfs_ext.blake3_groups(b"", kernel=kernel),
+    "blake3 join": lambda kernel: megalfs_ext.blake3_join(bytes(64), kernel=kernel),
     "blake3 verify": lambda kernel: megalfs_ext.verify_chunks(b"", b"", b"", kernel=kernel),
     "sha256": lambda kernel: megalfs_ext.sha256(b"", kernel=kernel),
     "sha256 many": lambda kernel: megalfs_ext.sha256_many(b"", b"", kernel=kernel),
@@ -95,6 +97,9 @@ def test_without_the_compiled_module_only_the_reference_is_listed():
         "h = m.ChainHasher(); d = h.update(b'abc', (3).to_bytes(8, 'little'))\n"
         "assert d == h.digest() == m.sha256(b'abc') == hashlib.sha256(b'abc').digest()\n"
         "assert m.cut_points(bytes(2048), 64, 256, 1024).tolist() == [1024, 2048]\n"
+        "chunk = bytes(100_000)\n"
+        "id = m.blake3_many(chunk, (100_000).to_bytes(8, 'little'))\n"
+        "assert m.blake3_join(m.blake3_groups(chunk)) == id\n"
         "for name in ('portable', 'vbmi', 'warp'):\n"
         "    try: m.cut_points(b'', 64, 256, 1024, kernel=name)\n"
         "    except ValueError as error: print(error)\n"

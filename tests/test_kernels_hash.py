@@ -464,7 +464,7 @@ def test_blake3_of_every_number_of_leaves(kernel):
 
 
 @pytest.mark.parametrize("kernel", BLAKE3)
-def test_blake3_many_chunks_share_lanes_and_groups(kernel):
+def test_blake3_many_chunks_share_lanes_and_forests(kernel):
     rng = random.Random(6)
     layouts = [[], [0], [0, 0], [1024, 2048, 3072], [1023, 2048, 3073]]
     layouts += [
@@ -477,18 +477,18 @@ def test_blake3_many_chunks_share_lanes_and_groups(kernel):
 
 
 @pytest.mark.parametrize("kernel", BLAKE3_COMPILED)
-def test_blake3_larger_than_a_group(kernel):
-    """4 MiB are one group of whole subtrees; past it, subtrees are joined."""
-    group = 4 << 20
+def test_blake3_larger_than_a_forest(kernel):
+    """4 MiB are one forest of whole subtrees; past it, subtrees are joined."""
+    forest = 4 << 20
     buffer = RANDOM * 2
     for size in (
-        group - 1,
-        group,
-        group + 1,
-        group + 1024,
-        group + 1025,
-        2 * group,
-        2 * group + 1,
+        forest - 1,
+        forest,
+        forest + 1,
+        forest + 1024,
+        forest + 1025,
+        2 * forest,
+        2 * forest + 1,
         len(buffer),
     ):
         ends = [3000, 3000 + size] if 3000 + size <= len(buffer) else [size]
