@@ -1,7 +1,7 @@
 """What megalfs must survive: odd HTTP servers, forged manifests, roots that lie, a node that withholds.
 
-A liar here is a real node on a root whose index says what is not so; only the node that withholds pieces is a
-changed one, run by this file as a program.
+A liar here is a real node on a root whose index says what is not so; only the `ODDITIES` are changed ones, run by
+this file as a program.
 """
 
 from __future__ import annotations
@@ -207,36 +207,22 @@ FORGERIES: dict[str, Callable[[Manifest, bytes], Forgery]] = {
 
 
 def serve_forgery(node: Megalfs, forgery: Forgery) -> Running:
-    """A real node whose root holds a forged manifest and the bytes that its forger has."""
+    """A node that insists on a forged manifest and the bytes that its forger has."""
     path = node.directory / "forged.bin"
     path.write_bytes(forgery.content)
-    adopt(node.root, path, forgery.manifest)
-    return node.serve("node", "start")
+    return serve_odd(node, path, forgery.manifest, "insist")
 
 
-def serve_liar(node: Megalfs, content: bytes, manifest: Manifest, *, flipped: int = 0) -> Running:
-    """A real node that holds a damaged file under the true manifest: every piece, or those of `flipped` MiB."""
-    damaged = np.frombuffer(content, np.uint8).copy()
-    if flipped:
-        damaged[: flipped * MIB : 4096] ^= 0xFF
-    else:
-        damaged[::4096] ^= 0xFF
-    path = node.directory / "damaged.bin"
-    path.write_bytes(damaged.tobytes())
+# A node whose program is a changed one.
+
+
+def serve_odd(node: Megalfs, path: Path, manifest: Manifest, oddity: str, argument: object = "") -> Running:
+    """Starts this file as a program: a node that has a file and one of the `ODDITIES`."""
     adopt(node.root, path, manifest)
-    return node.serve("node", "start")
-
-
-# A node that claims every piece and never sends one of them.
-
-
-def serve_withholder(node: Megalfs, path: Path, manifest: Manifest, piece: int) -> Running:
-    """Starts this file as a program: a node that never serves `piece`."""
-    adopt(node.root, path, manifest)
-    out_path, err_path = node.directory / "withholder.out", node.directory / "withholder.err"
+    out_path, err_path = node.directory / "odd.out", node.directory / "odd.err"
     with out_path.open("wb") as out, err_path.open("wb") as err:
         process = subprocess.Popen(
-            [sys.executable, __file__, str(node.root), str(piece)],
+            [sys.executable, __file__, str(node.root), oddity, str(argument)],
             env=node.environ,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -251,31 +237,110 @@ def serve_withholder(node: Megalfs, path: Path, manifest: Manifest, piece: int) 
         running.ready = found[0] if found else {}
         return bool(found) and is_ready_at(running.address)
 
-    wait_until(is_ready, "the withholding node is ready")
+    wait_until(is_ready, f"the node that {oddity} is ready")
     return running
 
 
-async def withhold(root: Path, piece: int) -> None:
-    """Runs a node that takes part in everything and stays silent when asked for one piece."""
-    from megalfs.config import load
+def serve_liar(node: Megalfs, path: Path, manifest: Manifest, *, flipped: int = 0) -> Running:
+    """A node that sends the proofs of a true file and the bytes of a damaged one: all, or `flipped` MiB are."""
+    damaged = node.directory / "damaged.bin"
+    damaged.write_bytes(path.read_bytes())
+    flip(damaged, *range(0, flipped * MIB or manifest.size, 4096))
+    return serve_odd(node, damaged, manifest, "send_false_parts", path)
+
+
+def serve_bad_disk(node: Megalfs, path: Path, manifest: Manifest) -> Running:
+    """A real node whose copy of a file was damaged, which it does not know."""
+    damaged = node.directory / "damaged.bin"
+    damaged.write_bytes(path.read_bytes())
+    flip(damaged, *range(0, manifest.size, 4096))
+    adopt(node.root, damaged, manifest)
+    return node.serve("node", "start")
+
+
+def withhold(chunk: str) -> None:
+    """Takes part in everything and stays silent when asked for one chunk, or for any part of it."""
+    from megalfs.core.bitfield import Run
     from megalfs.core.effects import PeerId
-    from megalfs.formats.hostport import HostPort
     from megalfs.node import node as node_module
     from megalfs.node import routes as routes_module
-    from megalfs.node.api import NodeInfo, run_node
     from megalfs.node.driver import SwarmDriver
     from megalfs.node.holdings import Holding
 
     class Withholding(SwarmDriver):
         def _serve(self, peer: PeerId, first: int, count: int) -> None:
-            if not first <= piece < first + count:
+            withheld = Run(*self.parts.of_chunks(int(chunk), 1))
+            if withheld.overlap(Run(first, count)) is None:
                 super()._serve(peer, first, count)
 
-    def holds(self: Holding, offset: int, size: int) -> bool:  # the plain route keeps the piece back too
+    def holds(self: Holding, offset: int, size: int) -> bool:  # the plain route keeps the chunk back too
         return False
 
     node_module.SwarmDriver = Withholding  # type: ignore[misc]
     routes_module.Holding.holds = holds  # type: ignore[method-assign]
+
+
+def send_false_proofs(_: str) -> None:
+    """Sends right bytes, and before parts of a chunk a proof that is not its."""
+    from megalfs.net.proofs import proof_of_run
+    from megalfs.node import driver
+
+    def false_proof(*arguments: Any) -> bytes:
+        return bytes(octet ^ 1 for octet in proof_of_run(*arguments))
+
+    driver.proof_of_run = false_proof  # type: ignore[attr-defined]
+
+
+def send_false_parts(true_path: str) -> None:
+    """Sends the proofs of the true file before the bytes of its own."""
+    from megalfs.net.proofs import proof_of_run
+    from megalfs.node import driver
+
+    true_fd = os.open(true_path, os.O_RDONLY)
+
+    def true_proof(*arguments: Any) -> bytes:
+        return proof_of_run(*arguments[:-1], true_fd)
+
+    driver.proof_of_run = true_proof  # type: ignore[attr-defined]
+
+
+def insist(_: str) -> None:
+    """Goes on serving a file that does not fit its manifest."""
+    from megalfs.store.open_blob import OpenBlob
+
+    def spoil(self: OpenBlob) -> None:
+        """Nothing."""
+
+    OpenBlob.spoil = spoil  # type: ignore[method-assign]
+
+
+def count_chunks(_: str) -> None:
+    """Counts in chunks, as nodes did before there were parts, and does not look what others count."""
+    from megalfs.core import parts
+    from megalfs.net.session import Session
+    from megalfs.node.driver import SwarmDriver
+
+    parts.PART_BYTES_MAX = 1 << 30
+    joined = SwarmDriver.joined
+
+    def joined_by_any(self: SwarmDriver, session: Session, _: int) -> None:
+        joined(self, session, self.parts.count)
+
+    SwarmDriver.joined = joined_by_any  # type: ignore[method-assign]
+
+
+ODDITIES = {
+    each.__name__: each for each in (withhold, send_false_proofs, send_false_parts, insist, count_chunks)
+}
+
+
+async def run_odd(root: Path, oddity: str, argument: str) -> None:
+    """Runs a node with one of the oddities."""
+    from megalfs.config import load
+    from megalfs.formats.hostport import HostPort
+    from megalfs.node.api import NodeInfo, run_node
+
+    ODDITIES[oddity](argument)
 
     def ready(info: NodeInfo) -> None:
         print(json.dumps({"event": "ready", "port": info.port}), flush=True)
@@ -439,4 +504,4 @@ def oid_of(content: bytes) -> Oid:
 
 
 if __name__ == "__main__":
-    asyncio.run(withhold(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(run_odd(Path(sys.argv[1]), *sys.argv[2:]))

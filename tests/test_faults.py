@@ -21,7 +21,9 @@ from adversaries import (
     plain_origin,
     pull,
     pulled,
+    serve_bad_disk,
     serve_liar,
+    serve_odd,
 )
 from processes import Megalfs, Running, wait_until
 from proxy import proxy
@@ -53,7 +55,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     content, true = model.read_bytes(), manifest_of(model)
     seeder = stage.node("seeder").seed(model)
     slow = stage.node("slow").serve("seed", model, "--limit-up", "4M")
-    liar = serve_liar(stage.node("liar"), content, true)
+    liar = serve_liar(stage.node("liar"), model, true)
     yield Scene(stage, model, content, true, str(true.oid), seeder, slow, liar)
     stage.close()
 
@@ -101,12 +103,47 @@ def test_a_peer_that_is_stalled_from_the_first_byte(scene: Scene) -> None:
 
 def test_only_liars(scene: Scene) -> None:
     leecher = scene.stage.node("leecher")
-    other = serve_liar(scene.stage.node("liar too"), scene.content, scene.true)
+    other = serve_liar(scene.stage.node("liar too"), scene.model, scene.true)
     done = pull(leecher, scene.oid, "--peer", scene.liar.address, "--peer", other.address)
     error = error_of(done, 4)
     assert set(error["rejected"]) == {scene.liar.address, other.address}
     assert scene.liar.address in done.err
     assert not (leecher.directory / "got.bin").exists()
+
+
+def test_a_peer_whose_proofs_are_false(scene: Scene) -> None:
+    """Its bytes are right: when nobody else has them, they come as a stream and are proven as a whole."""
+    liar = serve_odd(scene.stage.node("prover"), scene.model, scene.true, "send_false_proofs")
+    for others in ((), ("--peer", scene.slow.address)):
+        leecher = scene.stage.node("leecher")
+        summary = pulled(leecher, scene.oid, "--peer", liar.address, *others)
+        assert set(summary["rejected"]) == {liar.address}
+        assert (leecher.directory / "got.bin").read_bytes() == scene.content
+
+
+def test_a_disk_that_forgot_is_noticed_by_the_node_or_by_those_who_ask_it(scene: Scene) -> None:
+    bad = serve_bad_disk(scene.stage.node("bad disk"), scene.model, scene.true)
+    leecher = scene.stage.node("leecher")
+    summary = pulled(leecher, scene.oid, "--peer", bad.address, "--peer", scene.slow.address)
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+    assert (set(summary["rejected"]) == {bad.address}) != ("is not served any longer" in bad.err)
+
+
+def test_a_peer_that_counts_in_chunks(scene: Scene) -> None:
+    """One of a version before there were parts takes no part in the swarm; its file comes as a stream."""
+    old = serve_odd(scene.stage.node("old"), scene.model, scene.true, "count_chunks")
+    leecher = scene.stage.node("leecher")
+    done = pull(leecher, scene.oid, "--peer", old.address)
+    assert done.code == 0, done.err
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content
+    (line,) = [line for line in done.err.splitlines() if "is dropped" in line]
+    assert f"peer {old.address} is dropped" in line
+    assert f"{scene.true.piece_count} pieces of {scene.oid}, which has {scene.true.parts.count} here" in line
+    assert "older version" in line
+    summary = pulled(
+        scene.stage.node("another"), scene.oid, "--peer", old.address, "--peer", scene.seeder.address
+    )
+    assert summary["rejected"] == {}
 
 
 def test_no_peer(scene: Scene) -> None:

@@ -23,7 +23,7 @@ from adversaries import (
     pull,
     pulled,
     serve_forgery,
-    serve_withholder,
+    serve_odd,
 )
 from msgspec.structs import replace
 from processes import Megalfs, Running, wait_until
@@ -158,7 +158,7 @@ def test_a_withheld_piece_beside_a_true_one(scene: Scene) -> None:
     blake3[3] ^= 0xFF
     # Without states it cannot be compared with the true one beforehand; the link names it, so it goes first.
     forged = replace(scene.true, blake3=blake3, states=digests_from_bytes(b""))
-    thief = serve_withholder(scene.stage.node("thief"), scene.model, forged, 3)
+    thief = serve_odd(scene.stage.node("thief"), scene.model, forged, "withhold", 3)
     leecher = scene.stage.node("leecher", MEGALFS_MANIFEST_SWITCH_S="1")
     summary = pulled(leecher, scene.link(forged, thief.address, scene.seeder.address))
     assert (leecher.directory / "got.bin").read_bytes() == scene.content
@@ -168,7 +168,7 @@ def test_a_withheld_piece_beside_a_true_one(scene: Scene) -> None:
 
 
 def test_a_withheld_piece_of_a_true_manifest(scene: Scene) -> None:
-    thief = serve_withholder(scene.stage.node("thief"), scene.model, scene.true, 3)
+    thief = serve_odd(scene.stage.node("thief"), scene.model, scene.true, "withhold", 3)
     leecher = scene.stage.node("leecher", MEGALFS_MANIFEST_SWITCH_S="1")
     summary = pulled(leecher, scene.link(scene.true, thief.address, scene.seeder.address))
     assert (leecher.directory / "got.bin").read_bytes() == scene.content
@@ -176,7 +176,7 @@ def test_a_withheld_piece_of_a_true_manifest(scene: Scene) -> None:
 
 
 def test_a_withheld_piece_alone(scene: Scene) -> None:
-    thief = serve_withholder(scene.stage.node("thief"), scene.model, scene.true, 3)
+    thief = serve_odd(scene.stage.node("thief"), scene.model, scene.true, "withhold", 3)
     leecher = scene.stage.node("leecher", MEGALFS_MANIFEST_SWITCH_S="1")
     done = pull(leecher, scene.link(scene.true, thief.address))
     assert done.code in {3, 5}, done.err

@@ -104,13 +104,13 @@ def test_the_word_of_a_peer_that_breaks_it_is_believed_no_longer() -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_two_racks_of_sixteen_fetch_far_pieces_about_once(seed: int) -> None:
-    world, trunks = in_racks("a" * 16 + "b" * 16, RATE, RATE / 2, pieces=100, seed=seed)
+    world, trunks = in_racks("a" * 16 + "b" * 16, RATE, RATE / 2, chunks=100, seed=seed)
     world.run(limit=60)
     assert sum(trunk.carried for trunk in trunks) <= 1.1 * world.size
 
 
 def test_dead_gateways_cost_no_piece() -> None:
-    world, trunks = in_racks("a" * 8 + "b" * 8, RATE, RATE / 2, pieces=100, seed=1)
+    world, trunks = in_racks("a" * 8 + "b" * 8, RATE, RATE / 2, chunks=100, seed=1)
     for killed, share in ((world.nodes[9], 0.3), (world.nodes[12], 0.5)):
         world.run_until(share * world.size / RATE)
         world.kill(killed)

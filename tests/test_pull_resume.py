@@ -8,8 +8,21 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from adversaries import MIB, Stage, error_of, flip, litter, make_model, plain_origin, pull, pulled
+from adversaries import (
+    MIB,
+    Stage,
+    error_of,
+    flip,
+    litter,
+    make_model,
+    manifest_of,
+    plain_origin,
+    pull,
+    pulled,
+)
 from processes import Megalfs, Running, wait_until
+
+from megalfs.store.partial_state import read_state
 
 SEED = 20_261_121
 
@@ -71,6 +84,26 @@ def test_kill_at_a_random_moment(scene: Scene, seed: int) -> None:
     summary = pulled(node, scene.oid, *scene.quick)
     again = summary["bytes_fetched"] - (len(scene.content) - before)
     assert again <= 0.05 * before, f"seed {SEED + seed}: {again} of {before} bytes came again"
+    assert is_right(scene, node)
+
+
+def test_a_kill_with_a_part_of_most_chunks(scene: Scene) -> None:
+    """A seeder of several gives each a part here and a part there: few chunks are whole, the others count too."""
+    seeder = scene.stage.node("of three").serve("seed", scene.model, "--limit-up", "6M")
+    nodes = [scene.stage.node(f"leecher {number}") for number in range(3)]
+    pulls = [start(node, scene.oid, "--peer", seeder.address) for node in nodes]
+    wait_until(lambda: verified(pulls[0]) >= 5 * MIB, "some bytes are verified")
+    for pulling in pulls:
+        pulling.kill()
+    node, before = nodes[0], verified(pulls[0])
+    state = read_state(partial_of(node)[1])
+    assert state is not None
+    whole = sum(manifest_of(scene.model).run_extent(*run)[1] for run in state.bits().runs())
+    assert whole < 0.8 * before, "this is about chunks that are not whole"
+    summary = pulled(node, scene.oid, *scene.quick)
+    again = summary["bytes_fetched"] - (len(scene.content) - before)
+    assert again <= 0.1 * before, f"{again} of {before} bytes came again"
+    assert summary["bytes_reused"] >= 0.9 * before
     assert is_right(scene, node)
 
 

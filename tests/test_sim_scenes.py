@@ -48,19 +48,19 @@ def test_reports_of_5_ms_cost_no_efficiency(seed: int) -> None:
 
 
 def test_one_leecher_gets_the_whole_link() -> None:
-    result = finish(*broadcast(1, RATE, pieces=200))
+    result = finish(*broadcast(1, RATE, chunks=200))
     assert result.efficiency >= 0.99
     assert result.seeder_copies == 1.0
 
 
 def test_a_faster_seeder_is_used() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=300)
+    world, seeder, nodes = broadcast(8, RATE, chunks=300)
     seeder.host.up *= 4
     assert finish(world, seeder, nodes).efficiency >= 0.93
 
 
 def test_three_seeders_serve_one_leecher_together() -> None:
-    world, seeder, (leecher,) = broadcast(1, RATE, pieces=300)
+    world, seeder, (leecher,) = broadcast(1, RATE, chunks=300)
     leecher.host.down = 10 * RATE
     others = [world.add_seeder(up=factor * RATE, down=RATE) for factor in (1, 2)]
     world.connect_all()
@@ -71,7 +71,7 @@ def test_three_seeders_serve_one_leecher_together() -> None:
 
 
 def test_two_seeders_share_the_first_copy() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=300)
+    world, seeder, nodes = broadcast(8, RATE, chunks=300)
     other = world.add_seeder(up=RATE, down=RATE)
     world.connect_all()
     finish(world, seeder, nodes)
@@ -79,8 +79,8 @@ def test_two_seeders_share_the_first_copy() -> None:
 
 
 def test_a_slow_peer_slows_nobody_else() -> None:
-    plain = finish(*broadcast(8, RATE, pieces=400))
-    world, seeder, nodes = broadcast(8, RATE, pieces=400)
+    plain = finish(*broadcast(8, RATE, chunks=400))
+    world, seeder, nodes = broadcast(8, RATE, chunks=400)
     nodes[3].host.up = nodes[3].host.down = RATE / 5
     finish(world, seeder, nodes)
     others = [seconds(node) for node in nodes if node is not nodes[3]]
@@ -89,7 +89,7 @@ def test_a_slow_peer_slows_nobody_else() -> None:
 
 
 def test_a_peer_killed_in_the_middle() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=400)
+    world, seeder, nodes = broadcast(8, RATE, chunks=400)
     world.run_until(0.5 * world.size / RATE)
     world.kill(nodes[2])
     nodes.pop(2)
@@ -97,7 +97,7 @@ def test_a_peer_killed_in_the_middle() -> None:
 
 
 def test_a_peer_that_goes_silent_in_the_middle() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=400)
+    world, seeder, nodes = broadcast(8, RATE, chunks=400)
     world.run_until(0.5 * world.size / RATE)
     silent = nodes.pop(2)
     silent.host.is_stalled = True
@@ -106,7 +106,7 @@ def test_a_peer_that_goes_silent_in_the_middle() -> None:
 
 
 def test_a_late_joiner_catches_up() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=400)
+    world, seeder, nodes = broadcast(8, RATE, chunks=400)
     world.run_until(0.5 * world.size / RATE)
     late = world.add(up=RATE, down=RATE)
     world.connect_all()
@@ -116,7 +116,7 @@ def test_a_late_joiner_catches_up() -> None:
 
 
 def test_a_seeder_may_leave_once_one_copy_is_out() -> None:
-    world, seeder, nodes = broadcast(8, RATE, pieces=400)
+    world, seeder, nodes = broadcast(8, RATE, chunks=400)
     copies = world.size
     while sum(node.verified.bits for node in nodes).min() < 1:  # type: ignore[union-attr]
         world.run_until(world.clock.now + 0.1)
@@ -126,19 +126,19 @@ def test_a_seeder_may_leave_once_one_copy_is_out() -> None:
 
 
 def test_a_thin_link_between_racks_carries_about_one_copy() -> None:
-    _, across = two_racks(RATE, RATE / 4, pieces=400, seed=1)
+    _, across = two_racks(RATE, RATE / 4, chunks=400, seed=1)
     print(f"copies across: {across:.3f}")
     assert across <= 1.3
 
 
 def test_an_origin_serves_about_one_copy_to_eight_nodes() -> None:
-    world, copies = origin_and_nodes(8, RATE, pieces=400, seed=1)
+    world, copies = origin_and_nodes(8, RATE, chunks=400, seed=1)
     print(f"copies by the origin: {copies:.3f}, after {world.clock.now / (world.size / RATE):.2f} x one copy")
     assert copies <= 1.1
 
 
 def test_a_stalled_seeder_of_three_costs_seconds() -> None:
-    world, seeder, (leecher,) = broadcast(1, RATE, pieces=400)
+    world, seeder, (leecher,) = broadcast(1, RATE, chunks=400)
     leecher.host.down = 10 * RATE
     for _ in range(2):
         world.add_seeder(up=RATE, down=RATE)

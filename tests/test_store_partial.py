@@ -16,10 +16,12 @@ import pytest
 from helpers_store import MIB, end, make_store, published, random_bytes, read_line, start
 from msgspec.structs import replace
 
+import megalfs_ext
 from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.chunker import Profile
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import Manifest
+from megalfs.core.parts import Stretch
 from megalfs.errors import BusyError, CancelledByUserError, PolicyError, SpaceError
 from megalfs.store.ingest import hash_file
 from megalfs.store.partial import PART_SUFFIX, STATE_SUFFIX, Partial, is_own_file
@@ -313,6 +315,133 @@ def test_rebase_keeps_what_both_manifests_name(tmp_path: Path, root: Root, manif
         _write(partial, run)
     partial.commit(replace=False, durable=False)
     assert (tmp_path / "target").read_bytes() == CONTENT
+
+
+# Parts of chunks that are not whole yet.
+
+
+def begin_chunks(partial: Partial, *, chunks: int = 6) -> list[Run]:
+    """Writes the first and the last part of some chunks that have three or more; the runs of parts."""
+    manifest, proofs = partial.manifest, partial.proofs
+    assert manifest is not None
+    assert proofs is not None
+    parts, begun = manifest.parts, []
+    per_chunk = [parts.of_chunks(chunk, 1).count for chunk in range(manifest.piece_count)]
+    for chunk in [chunk for chunk, count in enumerate(per_chunk) if count >= 3][:chunks]:
+        first, count = parts.of_chunks(chunk, 1)
+        offset, length = manifest.run_extent(chunk, 1)
+        assert proofs.put(chunk, megalfs_ext.blake3_groups(CONTENT[offset : offset + length]))
+        for part in (first, first + count - 1):
+            offset, length = parts.extent(part, 1)
+            partial.write(offset, CONTENT[offset : offset + length])
+            partial.mark_parts(Stretch(part, 1, chunk, 0))
+            partial.mark_parts(Stretch(part, 1, chunk, 0))  # said twice, noted once
+            begun.append(Run(part, 1))
+    assert len(begun) == 2 * chunks
+    return begun
+
+
+def abandon(partial: Partial) -> None:
+    """What is left when the process is killed after a flush: nothing more is written."""
+    partial.flush()
+    state = _state_path(partial.target.parent)
+    content = state.read_bytes()
+    partial.close()  # names nobody as the owner, and so may be taken over
+    saved = state.read_bytes()
+    assert saved[4096:] == content[4096:]
+
+
+def rechecked(partial: Partial) -> tuple[list[Run], list[Run]]:
+    """The begun parts that are right, and those that are not."""
+    found = list(partial.recheck_parts(partial.begun()))
+    return [run for run, is_good in found if is_good], [run for run, is_good in found if not is_good]
+
+
+def test_parts_are_resumed(tmp_path: Path, root: Root, manifest: Manifest) -> None:
+    partial = Partial.create_or_resume(tmp_path / "target", manifest, root=root)
+    begun = begin_chunks(partial)
+    _write(partial, Run(0, 1))
+    assert not manifest.parts.of_chunks(0, 1).covers(begun[0])
+    abandon(partial)
+    for _ in range(2):  # what a resume found stays for the next one
+        partial = Partial.create_or_resume(tmp_path / "target", manifest, root=root)
+        list(partial.recheck())
+        assert partial.have.runs() == [Run(0, 1)]
+        assert rechecked(partial) == (begun, [])
+        abandon(partial)
+
+
+def test_a_part_of_a_whole_chunk_is_not_begun(tmp_path: Path, root: Root, manifest: Manifest) -> None:
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        first, *others = begin_chunks(partial)
+        (stretch,) = manifest.parts.within_chunks(*first)
+        _write(partial, Run(stretch.chunk, 1))
+        assert [part for run in partial.begun() for part in range(run.first, run.end)] == [
+            run.first for run in others[1:]
+        ]
+
+
+def test_parts_that_were_damaged_since(tmp_path: Path, root: Root, manifest: Manifest) -> None:
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        begun = begin_chunks(partial)
+        os.pwrite(partial.fd, b"!", manifest.parts.extent(*begun[3])[0] + 70_000 % 64)
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        assert rechecked(partial) == ([*begun[:3], *begun[4:]], [begun[3]])
+        (stretch,) = manifest.parts.within_chunks(*begun[3])
+        offset, length = manifest.parts.extent(*begun[3])
+        partial.write(offset, CONTENT[offset : offset + length])
+        partial.mark_parts(stretch)  # fetched again
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        assert rechecked(partial) == (begun, [])
+
+
+@pytest.mark.parametrize("damage", ["cut", "proof", "numbers", "noise"])
+def test_damaged_records_claim_less(tmp_path: Path, root: Root, manifest: Manifest, damage: str) -> None:
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        begun = begin_chunks(partial)
+    state = _state_path(tmp_path)
+    content = bytearray(state.read_bytes())
+    start = 4096 + (manifest.piece_count + 7) // 8
+    match damage:
+        case "cut":
+            del content[start + (len(content) - start) // 2 :]
+        case "proof":
+            content[start + 12] ^= 1
+        case "numbers":
+            content[start : start + 4] = b"\xff" * 4
+        case _:
+            content[start:] = np.random.default_rng(5).bytes(len(content) - start)
+    state.write_bytes(content)
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        good, bad = rechecked(partial)
+        assert not bad
+        assert good == (begun[: len(good)] if damage == "cut" else [])
+        assert len(good) < len(begun)
+        assert begin_chunks(partial) == begun  # and everything can be noted anew
+    with Partial.create_or_resume(tmp_path / "target", manifest, root=root) as partial:
+        assert rechecked(partial) == (begun, [])
+
+
+def test_parts_under_another_manifest(tmp_path: Path, root: Root, manifest: Manifest) -> None:
+    """Chunks that the verified parts cover stay, and what was noted of parts goes."""
+    path = tmp_path / "source"
+    path.write_bytes(CONTENT)
+    with path.open("rb") as file:
+        other = Manifest.decode(hash_file(file.fileno(), len(CONTENT), profile=SMALL).encoded)
+    partial = Partial.create_or_resume(tmp_path / "target", manifest, root=root)
+    begun = begin_chunks(partial)
+    kept = partial.rebase(other)
+    extents = [manifest.parts.extent(*run) for run in begun]
+    inside = [
+        any(start <= offset and offset + length <= start + size for start, size in extents)
+        for offset, length in (other.run_extent(chunk, 1) for chunk in range(other.piece_count))
+    ]
+    assert kept.bits.tolist() == inside
+    assert any(inside)
+    abandon(partial)
+    partial = Partial.create_or_resume(tmp_path / "target", other, root=root)
+    assert partial.begun() == []
+    partial.close()
 
 
 def test_a_resume_under_another_manifest_hashes_everything(

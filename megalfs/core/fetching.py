@@ -413,6 +413,8 @@ class Fetching:
             last = flight.remaining[-1]  # the first peer works on the beginning
             count = min(last.count, pieces.fit_before(last.end, size))
             run = Run(last.end - count, count)
+            if session.kind is not NODE:
+                run = pieces.provable_run(run)
             if pieces.asked(run) < COPIES_MAX and session.holds_all(run) and self._may_hedge(session, run):
                 return run
         return None

@@ -22,6 +22,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from megalfs.core.ids import ChunkId, ManifestId, Oid
+from megalfs.core.parts import Parts
 from megalfs.errors import IntegrityError, PolicyError, UsageError
 from megalfs.formats import columns, strict_json
 from megalfs.formats.digests import DIGEST_BYTES, Digests, SortedDigests
@@ -118,6 +119,11 @@ class Manifest(Struct, frozen=True, eq=False, kw_only=True, dict=True):  # dict:
         np.cumsum(self.lengths, out=offsets[1:])
         offsets.setflags(write=False)
         return offsets
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What a swarm fetches this blob in."""
+        return Parts(self.lengths, self.offsets)
 
     def run_extent(self, first: int, count: int) -> tuple[int, int]:
         """Offset and length in bytes of `count` pieces from `first`."""

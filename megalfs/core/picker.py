@@ -88,7 +88,7 @@ def _candidates(state: SwarmState, session: Session, low: int, high: int, now: f
     if hidden is not None:
         bits = bits & ~hidden
     if session.kind is PeerKind.ORIGIN:
-        return bits
+        return state.pieces.provable(bits)
     return state.gateways.open_to(session.tier, low, bits, hidden, now)
 
 
@@ -122,7 +122,7 @@ def _aligned(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> int:
 
     Random starts would cut what is left into ever shorter runs; on a grid it stays in whole ones.
     """
-    start = max(0, at - (low + at) % pieces.fit(low + at, size))
+    start = max(0, pieces.grid(low + at, size) - low)
     if start == at:
         return at
     gaps = (~bits[start:at]).nonzero()[0]
@@ -150,12 +150,12 @@ def _stretch(state: SwarmState, session: Session, size: int, now: float) -> Run 
     pieces = state.pieces
     bits = _candidates(state, session, 0, pieces.count, now)
     at = session.last_end
-    if 0 < at < pieces.count and bits[at]:
-        return _forward(pieces, bits, at, 0, size)
-    open_ = np.flatnonzero(bits)
-    if not len(open_):
-        return None
-    return _forward(pieces, bits, int(open_[state.rng.randrange(len(open_))]), 0, size)
+    if not (0 < at < pieces.count and bits[at]):
+        open_ = np.flatnonzero(bits)
+        if not len(open_):
+            return None
+        at = int(open_[state.rng.randrange(len(open_))])
+    return pieces.provable_run(_forward(pieces, bits, at, 0, size))
 
 
 def _forward(pieces: Pieces, bits: Bits, at: int, low: int, size: int) -> Run:

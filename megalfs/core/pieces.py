@@ -16,6 +16,8 @@ __all__ = ["Lengths", "Pieces"]
 Lengths = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
 ONE = np.array(1, dtype=np.uint8)  # numpy converts a Python int at every call, which costs more than the sum
+# Runs of so many pieces are of whole chunks, which need no proofs.
+LONG = 8
 
 
 class Pieces:
@@ -24,6 +26,7 @@ class Pieces:
     __slots__ = (
         "_asked",
         "_asked_bytes",
+        "_chunk_starts",
         "_offset_at",
         "_offsets",
         "_reserved",
@@ -35,7 +38,9 @@ class Pieces:
         "wanted",
     )
 
-    def __init__(self, lengths: Lengths, have: Bitfield) -> None:
+    def __init__(
+        self, lengths: Lengths, have: Bitfield, chunk_starts: npt.NDArray[np.int64] | None = None
+    ) -> None:
         assert have.size == len(lengths)
         self.count = have.size
         """How many pieces the blob has."""
@@ -44,6 +49,7 @@ class Pieces:
         self._offset_at = (
             self._offsets.data
         )  # an index of it is a Python int, for a fifth of what numpy takes
+        self._chunk_starts = chunk_starts
         self.bytes_total = self._offset_at[-1]
         self.have = have
         self._asked_bytes = bytearray(len(lengths))
@@ -76,14 +82,66 @@ class Pieces:
         return self._offset_at[first + count] - self._offset_at[first]
 
     def fit(self, first: int, size: int) -> int:
-        """How many pieces from `first` on fit into `size` bytes; at least one."""
+        """How many pieces from `first` on fit into `size` bytes, at least one; long runs end with a chunk."""
         limit = self._offset_at[first] + size
-        return max(1, int(self._offsets.searchsorted(limit, side="right")) - 1 - first)
+        count = max(1, int(self._offsets.searchsorted(limit, side="right")) - 1 - first)
+        if self._is_of_chunks(count):
+            chunk = self._chunk_at(first + count - 1)
+            if chunk.end != first + count and chunk.first > first:
+                return chunk.first - first
+        return count
 
     def fit_before(self, end: int, size: int) -> int:
-        """How many pieces just before `end` fit into `size` bytes; at least one."""
+        """How many pieces just before `end` fit into `size` bytes, at least one; long runs begin with a chunk."""
         limit = self._offset_at[end] - size
-        return max(1, end - int(self._offsets.searchsorted(limit, side="left")))
+        count = max(1, end - int(self._offsets.searchsorted(limit, side="left")))
+        if self._is_of_chunks(count):
+            chunk = self._chunk_at(end - count)
+            if chunk.first != end - count and chunk.end < end:
+                return end - chunk.end
+        return count
+
+    def grid(self, piece: int, size: int) -> int:
+        """Where a run of `size` bytes that holds a piece begins, when runs lie side by side."""
+        count = self.fit(piece, size)
+        start = piece - piece % count
+        return self._chunk_at(start).first if self._is_of_chunks(count) else start
+
+    def _is_of_chunks(self, count: int) -> bool:
+        return count >= LONG and self._chunk_starts is not None
+
+    def provable(self, bits: Bits) -> Bits:
+        """Which of these wanted pieces a source without proofs may be asked for: those of chunks of which all is
+        wanted, or a part is here, and so the proof."""
+        starts = self._chunk_starts
+        if starts is None:
+            return bits
+        known = np.logical_and.reduceat(bits, starts) | np.logical_or.reduceat(self.have.bits, starts)
+        sizes = np.diff(starts, append=self.count)
+        provable: Bits = bits & np.repeat(known, sizes)
+        return provable
+
+    def provable_run(self, run: Run) -> Run:
+        """A run of `provable` pieces, moved to the limits of chunks of which nothing is here."""
+        starts = self._chunk_starts
+        if starts is None:
+            return run
+        first, end = run.first, run.end
+        chunk = self._chunk_at(first)
+        if not self.have.has_any(*chunk):
+            first = chunk.first
+        chunk = self._chunk_at(end - 1)
+        if chunk.end != end and not self.have.has_any(*chunk):
+            end = chunk.first if chunk.first > first else chunk.end
+        return Run(first, end - first)
+
+    def _chunk_at(self, piece: int) -> Run:
+        """The pieces of the chunk that this piece belongs to."""
+        starts = self._chunk_starts
+        assert starts is not None
+        number = int(starts.searchsorted(piece, side="right"))
+        first = int(starts[number - 1])
+        return Run(first, (int(starts[number]) if number < len(starts) else self.count) - first)
 
     def wants(self, run: Run) -> bool:
         """Whether a piece of the run is wanted."""

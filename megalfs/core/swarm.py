@@ -14,6 +14,7 @@ from random import Random
 from typing import assert_never
 
 import numpy as np
+import numpy.typing as npt
 
 from megalfs.core.availability import Availability
 from megalfs.core.bitfield import Bitfield, Run
@@ -61,11 +62,17 @@ class Swarm:
         *,
         instance: bytes,
         have: Bitfield,
+        chunk_starts: npt.NDArray[np.int64] | None = None,
         params: SwarmParams,
         rng: Random,
         now: float,
     ) -> None:
-        pieces = Pieces(lengths, have)
+        """
+        Args:
+            chunk_starts: the first piece of each chunk, where chunks have several: an origin, which has no proofs, is
+                asked for whole ones.
+        """
+        pieces = Pieces(lengths, have, chunk_starts)
         self._state = SwarmState(
             manifest,
             pieces,

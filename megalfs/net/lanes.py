@@ -41,11 +41,11 @@ class UploadSource(Protocol):
         """Raises StoreError when the file is no longer the one whose chunks were verified."""
 
     def spoil(self) -> None:
-        """The disk failed to read it: every later `check` raises."""
+        """The disk could not read it, or read other bytes: every later `check` raises."""
 
 
 class Upload(Struct, frozen=True):
-    """One run to send: where its bytes lie, and who wants to know when they are out."""
+    """One run to send: where its bytes lie, what goes before them, and who wants to know when they are out."""
 
     manifest_id: ManifestId
     first: int
@@ -53,6 +53,7 @@ class Upload(Struct, frozen=True):
     offset: int
     size: int
     source: UploadSource
+    proof: Callable[[], bytes]
     served: Callable[[bool], None]
 
 
@@ -107,11 +108,11 @@ class ReceiveLane(threading.Thread):
         if sink is None or sink.is_closed():
             self._discard(message.size, buffer)
             return True
-        if message.first + message.count > sink.manifest.piece_count:
-            raise RemoteProtocolError(
-                f"data for piece {message.first + message.count} of {sink.manifest.piece_count}"
-            )
-        if message.size != sink.manifest.run_extent(message.first, message.count)[1]:
+        parts = sink.manifest.parts
+        if message.first + message.count > parts.count:
+            raise RemoteProtocolError(f"data for piece {message.first + message.count} of {parts.count}")
+        proof_bytes = parts.proof_bytes(message.first, message.count)
+        if message.size != parts.extent(message.first, message.count)[1] + proof_bytes:
             raise RemoteProtocolError("data of another length than its pieces have")
         # At once, for small runs too: one that has not begun may be taken from its peer and asked elsewhere.
         self._arriving(message.manifest, message.first, message.count)
@@ -167,14 +168,16 @@ class SendLane(threading.Thread):
         is_sent = False
         try:
             upload.source.check()
-            header = encode(Data(upload.manifest_id, upload.first, upload.count, upload.size))
-            self.sock.sendall(header, getattr(socket, "MSG_MORE", 0))
+            proof = upload.proof()
+            header = encode(Data(upload.manifest_id, upload.first, upload.count, len(proof) + upload.size))
+            self.sock.sendall(header + proof, getattr(socket, "MSG_MORE", 0))
             self._send_file(upload)
             upload.source.check()
             is_sent = True
         except StoreError:
-            # The file changed while it was sent: no clean end, so that the other side discards the run
-            # instead of blaming us for bytes that the user edited.
+            # The file changed while it was sent, or was not what it should be: no clean end, so that the other
+            # side discards the run instead of blaming us for bytes that the user edited.
+            upload.source.spoil()
             abort(self.sock)
             raise
         except OSError as error:

@@ -17,8 +17,11 @@ import numpy as np
 from msgspec import Struct
 
 import megalfs_ext
+from megalfs.core.chunk_proofs import ChunkProofs
 from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
+from megalfs.core.parts import DIGEST_BYTES, Stretch
+from megalfs.errors import TemporaryError
 
 __all__ = ["GRANULE_BYTES", "Fill", "GranuleBuffer", "Progress", "Receiver", "Sink"]
 
@@ -37,6 +40,7 @@ class Sink(Protocol):
     """One pull, as a lane sees it. Methods are called from lane threads."""
 
     manifest: Manifest
+    proofs: ChunkProofs
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Writes verified bytes at `offset` of the blob. Raises StoreError, SpaceError."""
@@ -86,51 +90,90 @@ class GranuleBuffer:
 
 
 class Receiver:
-    """Reads one run of pieces from any byte source into a sink, verifying every chunk before it is written."""
+    """Reads one run of parts from any byte source into a sink, verifying all of it before it is written."""
 
     def __init__(self, buffer: GranuleBuffer, progress: Progress) -> None:
         self._buffer = buffer
         self._progress = progress
 
-    def receive(
-        self,
-        fill: Fill,
-        sink: Sink,
-        first: int,
-        count: int,
-    ) -> bool:
-        """Receives pieces `first` .. `first + count`; False when some had wrong bytes (the rest is not read).
+    def receive(self, fill: Fill, sink: Sink, first: int, count: int, *, has_proofs: bool = True) -> bool:
+        """Receives parts `first` .. `first + count`; False when some had wrong bytes (the rest is not read).
 
         Args:
             fill: fills the whole view with the next bytes of the run, or raises; tells on slow links how many
                 bytes have come since it last told.
+            has_proofs: the run begins with the proofs of chunks that it has not all parts of.
+
+        Raises:
+            TemporaryError: without them a proof was needed that is not known.
         """
+        stretches = list(sink.manifest.parts.stretches(first, count))
+        if has_proofs and not self._receive_proofs(fill, sink, stretches):
+            return False
+        for stretch in stretches:
+            receive = self._receive_chunks if stretch.chunks else self._receive_parts
+            if not receive(fill, sink, stretch):
+                return False
+        return True
+
+    def _receive_proofs(self, fill: Fill, sink: Sink, stretches: list[Stretch]) -> bool:
+        for stretch in stretches:
+            if not stretch.chunks:
+                proof = bytearray(DIGEST_BYTES * sink.manifest.parts.group_count(stretch.chunk))
+                self._fill(fill, sink, memoryview(proof))
+                if not sink.proofs.put(stretch.chunk, bytes(proof)):
+                    self._progress.corrupt(sink.manifest.id, [stretch.first])
+                    return False
+        return True
+
+    def _receive_parts(self, fill: Fill, sink: Sink, stretch: Stretch) -> bool:
+        manifest = sink.manifest
+        start, length = manifest.parts.extent(stretch.first, stretch.count)
+        view = self._buffer.part(length)
+        self._fill(fill, sink, view)
+        verifies = sink.proofs.verifies(stretch, view)
+        if verifies is None:
+            raise TemporaryError(f"parts of chunk {stretch.chunk} came without a proof")
+        if not verifies:
+            self._progress.corrupt(manifest.id, list(range(stretch.first, stretch.first + stretch.count)))
+            return False
+        sink.write(start, view)
+        self._progress.verified(manifest.id, stretch.first, stretch.count)
+        return True
+
+    def _receive_chunks(self, fill: Fill, sink: Sink, stretch: Stretch) -> bool:
         report = self._progress.verified
         manifest = sink.manifest
-        offsets = manifest.offsets
-        piece = reported = first
-        end = first + count
+        offsets, parts = manifest.offsets, manifest.parts
+        chunk = reported = stretch.chunk
+        end = chunk + stretch.chunks
         reported_at = time.monotonic()
-        while piece < end:
-            start = int(offsets[piece])
+        while chunk < end:
+            start = int(offsets[chunk])
             # As uint64: for a Python int numpy would convert all offsets to float64, 0.6 ms of a 140 GB blob.
             stop = int(offsets.searchsorted(np.uint64(start + GRANULE_BYTES), side="right")) - 1
-            stop = min(max(stop, piece + 1), end)
+            stop = min(max(stop, chunk + 1), end)
             view = self._buffer.part(int(offsets[stop]) - start)
-            fill(view, lambda size: self._progress.progressed(manifest.id, size))
+            self._fill(fill, sink, view)
             bad = megalfs_ext.verify_chunks(
-                view, manifest.lengths[piece:stop].data, manifest.blake3[piece:stop].data
+                view, manifest.lengths[chunk:stop].data, manifest.blake3[chunk:stop].data
             )
             if bad:
-                if piece > reported:
-                    report(manifest.id, reported, piece - reported)
-                self._progress.corrupt(manifest.id, [piece + index for index in bad])
+                if chunk > reported:
+                    report(manifest.id, *parts.of_chunks(reported, chunk - reported))
+                wrong = [parts.of_chunks(chunk + index, 1) for index in bad]
+                self._progress.corrupt(
+                    manifest.id, [first + at for first, count in wrong for at in range(count)]
+                )
                 return False
             sink.write(start, view)
-            piece = stop
+            chunk = stop
             now = time.monotonic()
-            pending = int(offsets[piece] - offsets[reported])
-            if piece == end or pending >= REPORT_BYTES or now - reported_at >= REPORT_INTERVAL_S:
-                report(manifest.id, reported, piece - reported)
-                reported, reported_at = piece, now
+            pending = int(offsets[chunk] - offsets[reported])
+            if chunk == end or pending >= REPORT_BYTES or now - reported_at >= REPORT_INTERVAL_S:
+                report(manifest.id, *parts.of_chunks(reported, chunk - reported))
+                reported, reported_at = chunk, now
         return True
+
+    def _fill(self, fill: Fill, sink: Sink, view: memoryview) -> None:
+        fill(view, lambda size: self._progress.progressed(sink.manifest.id, size))

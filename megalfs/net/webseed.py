@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from megalfs.core.ids import ManifestId, Oid
+from megalfs.core.bitfield import Run
+from megalfs.core.ids import Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError, TemporaryError
 from megalfs.net.http import (
     REDIRECTS_MAX,
@@ -31,10 +32,11 @@ from megalfs.net.http import (
 from megalfs.net.limiter import Limiter
 from megalfs.net.sinks import Fill, GranuleBuffer, Progress, Receiver, Sink
 
-__all__ = ["Origin", "WebSeedLane", "origin_url"]
+__all__ = ["Origin", "WebSeed", "WebSeedReports", "origin_url"]
 
 # A slow origin gives a sign of life every so many bytes.
 READ_BYTES = 512 * 1024
+LANES = 2
 BUSY_MAX = 3  # times that a server may send us away with Retry-After, for one request
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)\Z")
 
@@ -201,64 +203,92 @@ def blocks(response: http.client.HTTPResponse, url: str, size: int) -> Iterator[
         raise TemporaryError(f"{url} ended early")
 
 
-class _Wanted(Struct, frozen=True):
-    manifest_id: ManifestId
-    first: int
-    count: int
+class WebSeedReports(Struct, frozen=True):
+    """Where a web seed reports, from its threads: as `Progress`, and a run that begins, and one that failed."""
+
+    progress: Progress
+    arriving: Callable[[int, int], None]
+    failed: Callable[[int, int, MegalfsError], None]
 
 
-class WebSeedLane(threading.Thread):
-    """Fetches the runs of its queue from one origin, in order, into the sink of the pull."""
+class WebSeed:
+    """A plain HTTP server that has the whole blob of a pull, asked over a few connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        proxies: Mapping[str, str],
+        headers: Mapping[str, str],
+        sink: Sink,
+        reports: WebSeedReports,
+        limiter: Limiter,
+    ) -> None:
+        """
+        Args:
+            headers: are sent to this server and to nobody else.
+        """
+        self._wanted: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
+        self._lanes = [
+            _Lane(Origin(url, proxies=proxies, headers=headers), self._wanted, sink, reports, limiter)
+            for _ in range(LANES)
+        ]
+        for lane in self._lanes:
+            lane.start()
+
+    def fetch(self, run: Run) -> None:
+        """Queues a run."""
+        self._wanted.put(run)
+
+    def close(self) -> None:
+        """Cuts the connections; what is queued or on its way fails or is never heard of."""
+        for lane in self._lanes:
+            lane.shut()
+            self._wanted.put(None)
+
+
+class _Lane(threading.Thread):
+    """Fetches the runs of the queue over one connection, in order, into the sink of the pull."""
 
     def __init__(
         self,
         origin: Origin,
-        wanted: queue.SimpleQueue[_Wanted | None],
-        *,
+        wanted: queue.SimpleQueue[Run | None],
         sink: Sink,
-        progress: Progress,
-        arriving: Callable[[ManifestId, int, int], None],
-        failed: Callable[[ManifestId, int, int, MegalfsError], None],
+        reports: WebSeedReports,
         limiter: Limiter,
     ) -> None:
         super().__init__(name="megalfs-origin", daemon=True)
         self._origin = origin
         self._wanted = wanted
         self._sink = sink
-        self._progress = progress
-        self._arriving = arriving
-        self._failed = failed
+        self._reports = reports
         self._limiter = limiter
         self._stop = threading.Event()
 
-    @staticmethod
-    def wanted(manifest_id: ManifestId, first: int, count: int) -> _Wanted:
-        """One run, as the queue carries it."""
-        return _Wanted(manifest_id, first, count)
-
     def run(self) -> None:
         buffer = GranuleBuffer()
-        receiver = Receiver(buffer, self._progress)
+        receiver = Receiver(buffer, self._reports.progress)
         try:
             while not self._stop.is_set() and (run := self._wanted.get()) is not None:
                 try:
                     self._fetch(receiver, run)
                 except MegalfsError as error:
                     self._origin.close()
-                    self._failed(run.manifest_id, run.first, run.count, error)
+                    self._reports.failed(*run, error)
         finally:
             self._origin.close()
             buffer.close()
 
     def shut(self) -> None:
-        """Ends the lane from another thread; the caller also queues a None for a lane that waits."""
+        """Ends the lane from another thread; the caller also queues a None, for a lane that waits."""
         self._stop.set()
         self._origin.cut()
 
-    def _fetch(self, receiver: Receiver, run: _Wanted) -> None:
+    def _fetch(self, receiver: Receiver, run: Run) -> None:
         manifest = self._sink.manifest
-        offset, size = manifest.run_extent(run.first, run.count)
-        self._arriving(run.manifest_id, run.first, run.count)
+        offset, size = manifest.parts.extent(*run)
+        self._reports.arriving(*run)
         response = self._origin.fetch_range(offset, size, manifest.size)
         read = fill_from(response, self._origin.name)
 
@@ -268,5 +298,5 @@ class WebSeedLane(threading.Thread):
             self._limiter.wait(len(view), self._stop)
             read(view, progressed)
 
-        if not receiver.receive(fill, self._sink, run.first, run.count):
+        if not receiver.receive(fill, self._sink, *run, has_proofs=False):
             self._origin.close()

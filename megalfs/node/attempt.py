@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from megalfs.core.bitfield import Bitfield
+from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.manifest import Manifest
 from megalfs.core.messages import PeerAddress
 from megalfs.core.params import SwarmParams
@@ -75,7 +75,9 @@ class _PartialSink:
     """
 
     def __init__(self, manifest: Manifest, partial: Partial, failed: Callable[[MegalfsError], None]) -> None:
+        assert partial.proofs is not None
         self.manifest = manifest
+        self.proofs = partial.proofs
         self._partial = partial
         self._failed = failed
         self._writing = threading.Lock()
@@ -147,7 +149,7 @@ class Attempt:
         self.driver = SwarmDriver(
             node.hub,
             manifest,
-            have=Bitfield(manifest.piece_count),
+            have=Bitfield(manifest.parts.count),
             source=self.source,
             labels=node.labels,
             params=SwarmParams(
@@ -165,10 +167,13 @@ class Attempt:
         """Looks what this disk has, reserves it, and takes part in the swarm."""
         if self.prover is not None:
             self.prover.start()
-        kept, claimed = self.partial.have.runs(), self.partial.candidates.runs()
+        kept, claimed, begun = self.partial.have.runs(), self.partial.candidates.runs(), self.partial.begun()
         wanted = Bitfield.full(self.manifest.piece_count)
         for first, count in (*kept, *claimed):
             wanted.remove(first, count)
+        for run in begun:
+            for stretch in self.manifest.parts.within_chunks(*run):
+                wanted.remove(stretch.chunk, 1)
         reuse = await asyncio.to_thread(
             plan,
             self.manifest,
@@ -177,14 +182,16 @@ class Attempt:
             wanted=wanted,
             should_stop=self._stop.is_set,
         )
-        planned = reuse.pieces.runs()
-        for first, count in (*claimed, *planned):
-            self.driver.swarm.reserve(first, count)
-        for first, count in kept:
-            self.driver.found(first, count)
-        if claimed or planned:
+        of_chunks = self.manifest.parts.of_chunks
+        for run in begun:
+            self.driver.swarm.reserve(*run)
+        for run in (*claimed, *reuse.pieces.runs()):
+            self.driver.swarm.reserve(*of_chunks(*run))
+        for run in kept:
+            self.driver.found(*of_chunks(*run))
+        if begun or claimed or reuse.pieces.count:
             self._local = threading.Thread(
-                target=self._bring_local, args=(reuse,), name="megalfs-local", daemon=True
+                target=self._bring_local, args=(begun, reuse), name="megalfs-local", daemon=True
             )
             self._local.start()
         self._flusher = asyncio.create_task(self._flush())
@@ -192,16 +199,23 @@ class Attempt:
         if self.manifest.piece_count == 0 and self.prover is None:
             self._changed()
 
-    def _bring_local(self, reuse: ReusePlan) -> None:
+    def _bring_local(self, begun: list[Run], reuse: ReusePlan) -> None:
         """In a thread: first what an earlier run left in the partial, then chunks of other files."""
+        of_chunks = self.manifest.parts.of_chunks
+
+        def tell(is_good: bool, run: Run) -> None:
+            self._post(self.driver.found if is_good else self.driver.not_found, *run)
+
         try:
             for run, is_good in self.partial.recheck(should_stop=self._stop.is_set):
-                self._post(self.driver.found if is_good else self.driver.not_found, *run)
+                tell(is_good, of_chunks(*run))
+            for run, is_good in self.partial.recheck_parts(begun):
+                tell(is_good, run)
             copy(
                 reuse,
                 self.partial,
-                on_verified=lambda first, count: self._post(self.driver.found, first, count),
-                on_failed=lambda first, count: self._post(self.driver.not_found, first, count),
+                on_verified=lambda first, count: tell(True, of_chunks(first, count)),
+                on_failed=lambda first, count: tell(False, of_chunks(first, count)),
                 should_stop=self._stop.is_set,
             )
         except MegalfsError as error:
@@ -211,9 +225,19 @@ class Attempt:
     # --- what others report ------------------------------------------------------------------------------
 
     def stored(self, first: int, count: int) -> None:
-        """Pieces are verified and in the partial."""
-        self.partial.mark(first, count)
+        """Pieces are verified and in the partial; the prover hears of the chunks that they made whole."""
+        parts, have = self.manifest.parts, self.driver.swarm.have
+        for stretch in parts.stretches(first, count):
+            if stretch.chunks:
+                self._stored_chunks(stretch.chunk, stretch.chunks)
+            elif have.has_all(*parts.of_chunks(stretch.chunk, 1)):
+                self._stored_chunks(stretch.chunk, 1)
+            else:
+                self.partial.mark_parts(stretch)
         self._progress_at = self._loop.time()
+
+    def _stored_chunks(self, first: int, count: int) -> None:
+        self.partial.mark(first, count)
         if self.prover is not None:
             self.prover.on_disk(first, count, is_last=self.partial.is_complete)
 

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Protocol, assert_never
 
 from msgspec import Struct, field
 
-from megalfs.core.bitfield import Bitfield
+from megalfs.core.bitfield import Bitfield, Run
+from megalfs.core.chunk_proofs import ChunkProofs
 from megalfs.core.codec import encode
 from megalfs.core.effects import Ban, Cancel, Completed, Effect, Fetch, PeerId, Send, Serve
-from megalfs.core.ids import ManifestId
 from megalfs.core.manifest import Manifest
 from megalfs.core.messages import CancelRequest, Join, Leave, PeerAddress, Peers, Request, SwarmMessage
 from megalfs.core.params import SwarmParams
 from megalfs.core.swarm import PeerKind, Swarm
 from megalfs.core.topology import Labels, Tier, tier_between
-from megalfs.errors import MegalfsError, NotFoundError, OriginRefusedError, StoreError
+from megalfs.errors import MegalfsError, NotFoundError, OriginRefusedError, RemoteProtocolError, StoreError
 from megalfs.net.http import shown_url
 from megalfs.net.lanes import Upload, UploadSource
 from megalfs.net.limiter import Limiter
+from megalfs.net.proofs import proof_of_run
 from megalfs.net.session import Session
 from megalfs.net.sinks import Progress, Sink
-from megalfs.net.webseed import Origin, WebSeedLane
+from megalfs.net.webseed import WebSeed, WebSeedReports
 from megalfs.node.peers import PeerHub
 from megalfs.node.reports import Part
 
@@ -38,7 +39,6 @@ __all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
 
 log = logging.getLogger(__name__)
 
-ORIGIN_LANES = 2
 PEERS_TOLD_MAX = 50
 
 
@@ -76,12 +76,6 @@ class Arrival(Protocol):
         """A source went away; perhaps none is left."""
 
 
-class _WebSeed(Struct):
-    name: str
-    wanted: queue.SimpleQueue[object]
-    lanes: list[WebSeedLane]
-
-
 class SwarmDriver:
     """One blob under one manifest on this node: leeching into a sink, serving from a source, or both."""
 
@@ -101,6 +95,8 @@ class SwarmDriver:
         exchanges: bool = True,
     ) -> None:
         self.manifest = manifest
+        self.parts = manifest.parts
+        """What this swarm calls pieces."""
         self.totals = SwarmTotals()
         self.names: dict[PeerId, str] = {}
         self._origin_names: set[str] = set()
@@ -108,12 +104,13 @@ class SwarmDriver:
         self._source = source
         self._labels = labels
         self._sink = sink
+        self._proofs = ChunkProofs(manifest) if sink is None else sink.proofs
         self._arrival = arrival
         self._withdrawn = withdrawn
         self._exchanges = exchanges
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[PeerId, Session] = {}
-        self._web_seeds: dict[PeerId, _WebSeed] = {}
+        self._web_seeds: dict[PeerId, WebSeed] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._expected_count = 0
         self._is_closed = False
@@ -122,9 +119,10 @@ class SwarmDriver:
         self._encoded = b""
         self.swarm = Swarm(
             manifest.id,
-            manifest.lengths,
+            self.parts.lengths,
             instance=hub.instance,
             have=have,
+            chunk_starts=self.parts.chunk_starts,
             params=params,
             rng=rng,
             now=self._loop.time(),
@@ -152,10 +150,19 @@ class SwarmDriver:
         if self.manifest.id not in session.joins_sent and not session.is_closed:
             session.joins_sent.add(self.manifest.id)
             manifest = self.manifest
-            session.send(Join(manifest.id, manifest.oid, manifest.piece_count, self.swarm.is_complete))
+            session.send(Join(manifest.id, manifest.oid, self.parts.count, self.swarm.is_complete))
 
-    def joined(self, session: Session) -> None:
-        """The other side takes part: from here on the core knows it."""
+    def joined(self, session: Session, piece_count: int) -> None:
+        """The other side takes part: from here on the core knows it.
+
+        Raises:
+            RemoteProtocolError: it cuts the blob into another number of pieces, so none of its words would fit.
+        """
+        if piece_count != self.parts.count:
+            raise RemoteProtocolError(
+                f"{piece_count} pieces of {self.manifest.oid}, which has {self.parts.count} here; "
+                "one of the two nodes is of an older version"
+            )
         self.join(session)
         peer = PeerId(session.id)
         if peer in self._sessions:
@@ -220,49 +227,26 @@ class SwarmDriver:
         """Adds a plain HTTP server that has the whole blob; `headers` are sent to it and to nobody else."""
         assert self._sink is not None
         peer = self._hub.next_peer_id()
-        wanted: queue.SimpleQueue[object] = queue.SimpleQueue()
-        lanes = [
-            self._web_seed_lane(peer, Origin(url, proxies=proxies, headers=headers), wanted, limiter)
-            for _ in range(ORIGIN_LANES)
-        ]
-        self._web_seeds[peer] = _WebSeed(url, wanted, lanes)
         self.names[peer] = name = shown_url(url)
         self._origin_names.add(name)
-        for lane in lanes:
-            lane.start()
+
+        def of_swarm(call: Callable[..., None]) -> Callable[..., None]:
+            return lambda _, *arguments: self._post(call, peer, *arguments)
+
+        progress = Progress(of_swarm(self._verified), of_swarm(self._corrupt), of_swarm(self._progressed))
+        reports = WebSeedReports(
+            progress,
+            arriving=partial(self._post, self._arriving, peer),
+            failed=partial(self._post, self._origin_failed, peer),
+        )
+        self._web_seeds[peer] = WebSeed(
+            url, proxies=proxies, headers=headers, sink=self._sink, reports=reports, limiter=limiter
+        )
         self.swarm.connected(peer, kind=PeerKind.ORIGIN, tier=Tier.ORIGIN, now=self._loop.time())
         self._step()
 
-    def _web_seed_lane(
-        self,
-        peer: PeerId,
-        origin: Origin,
-        wanted: queue.SimpleQueue[object],
-        limiter: Limiter,
-    ) -> WebSeedLane:
-        assert self._sink is not None
-
-        def post(call: Callable[..., None]) -> Callable[..., None]:
-            def posted(_: ManifestId, *arguments: object) -> None:
-                self._post(call, peer, *arguments)
-
-            return posted
-
-        return WebSeedLane(
-            origin,
-            wanted,  # type: ignore[arg-type]  # the queue's item type is private to the lane
-            sink=self._sink,
-            progress=Progress(
-                verified=post(self._verified), corrupt=post(self._corrupt), progressed=post(self._progressed)
-            ),
-            arriving=post(self._arriving),
-            failed=post(self._origin_failed),
-            limiter=limiter,
-        )
-
     def _origin_failed(self, peer: PeerId, first: int, count: int, error: MegalfsError) -> None:
-        seed = self._web_seeds.get(peer)
-        if seed is None:
+        if peer not in self._web_seeds:
             return
         log.warning("origin: %s", error)
         self.swarm.failed(peer, first, count, now=self._loop.time())
@@ -278,9 +262,7 @@ class SwarmDriver:
         seed = self._web_seeds.pop(peer, None)
         if seed is None:
             return
-        for lane in seed.lanes:
-            lane.shut()
-            seed.wanted.put(None)
+        seed.close()
         self.swarm.disconnected(peer, now=self._loop.time())
         if self._arrival is not None and not self._is_closed:
             self._arrival.source_lost()
@@ -298,7 +280,7 @@ class SwarmDriver:
     def verified_many(self, parts: Sequence[Part]) -> None:
         """Pieces from nodes are verified and in the partial."""
         for session, first, count in parts:
-            session.totals.bytes_in += self.manifest.run_extent(first, count)[1]
+            session.totals.bytes_in += self.parts.extent(first, count)[1]
         self._verified_many([(PeerId(session.id), first, count) for session, first, count in parts])
 
     def corrupt(self, session: Session, pieces: list[int]) -> None:
@@ -314,9 +296,13 @@ class SwarmDriver:
         if not self._is_closed:
             self.swarm.progressed(peer, size, now=self._loop.time())  # wants nothing: it only buys time
 
+    def have_chunks(self) -> Bitfield:
+        """The chunks of which all is here."""
+        return self.swarm.have if self.parts.are_chunks else self.parts.whole_chunks(self.swarm.have)
+
     def found(self, first: int, count: int) -> None:
         """Pieces were found on this disk and are in the partial."""
-        self.totals.bytes_local += self.manifest.run_extent(first, count)[1]
+        self.totals.bytes_local += self.parts.extent(first, count)[1]
         self.swarm.verified(None, first, count, now=self._loop.time())
         self._stored(first, count)
         self._step()
@@ -338,7 +324,7 @@ class SwarmDriver:
         if self._is_closed:
             return
         for peer, first, count in parts:
-            size = self.manifest.run_extent(first, count)[1]
+            size = self.parts.extent(first, count)[1]
             name = self.names[peer]
             self.totals.by_peer[name] = self.totals.by_peer.get(name, 0) + size
             if name in self._origin_names:
@@ -416,19 +402,20 @@ class SwarmDriver:
         if (session := self._sessions.get(peer)) is not None:
             session.send(Request(self.manifest.id, first, count))
         elif (seed := self._web_seeds.get(peer)) is not None:
-            seed.wanted.put(WebSeedLane.wanted(self.manifest.id, first, count))
+            seed.fetch(Run(first, count))
 
     def _serve(self, peer: PeerId, first: int, count: int) -> None:
         session = self._sessions.get(peer)
         if session is None:
             return
-        offset, size = self.manifest.run_extent(first, count)
+        offset, size = self.parts.extent(first, count)
+        proof = partial(proof_of_run, self.manifest, self._proofs, first, count, self._source.fileno())
 
         def served(is_sent: bool) -> None:
             if not self._is_closed:
                 self._hub.report(self._served, peer, first, count, size, is_sent)
 
-        session.upload(Upload(self.manifest.id, first, count, offset, size, self._source, served))
+        session.upload(Upload(self.manifest.id, first, count, offset, size, self._source, proof, served))
 
     def _served(self, peer: PeerId, first: int, count: int, size: int, is_sent: bool) -> None:
         if self._is_closed:
@@ -478,8 +465,6 @@ class SwarmDriver:
             session.joins_sent.discard(self.manifest.id)
             session.send(Leave(self.manifest.id))
         for seed in self._web_seeds.values():
-            for lane in seed.lanes:
-                lane.shut()
-                seed.wanted.put(None)
+            seed.close()
         self._sessions.clear()
         self._web_seeds.clear()

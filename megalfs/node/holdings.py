@@ -63,7 +63,7 @@ def holding_of(node: Node, oid: Oid) -> Iterator[Holding]:
     for driver in node.drivers_of(oid):
         source = node.source(driver.manifest.id)
         if source is not None:
-            manifest, have = driver.manifest, driver.swarm.have
+            manifest, have = driver.manifest, driver.have_chunks()
             yield Holding(source, manifest.size, manifest, manifest.id, have, is_whole=have.is_full)
             return
     raise NotFoundError(f"no blob {oid} here")

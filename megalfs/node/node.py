@@ -260,7 +260,7 @@ class Node:
         driver = SwarmDriver(
             self.hub,
             manifest,
-            have=Bitfield.full(manifest.piece_count),
+            have=Bitfield.full(manifest.parts.count),
             source=source,
             labels=self.labels,
             params=SwarmParams(upload_slots=self.settings.upload_slots),

@@ -62,7 +62,7 @@ NONCE_BYTES = 32
 class SwarmEnd(Protocol):
     """What the hub needs of a swarm's driver."""
 
-    def joined(self, session: Session) -> None: ...
+    def joined(self, session: Session, piece_count: int) -> None: ...
     def left(self, session: Session) -> None: ...
     def received(self, session: Session, message: SwarmMessage) -> None: ...
     def sink(self) -> Sink | None: ...
@@ -470,7 +470,7 @@ class PeerHub:
                     session.send(Leave(message.manifest))
                 else:
                     session.joined.add(message.manifest)
-                    swarm.joined(session)
+                    swarm.joined(session, message.piece_count)
             case Leave():
                 session.joined.discard(message.manifest)
                 if (swarm := self._find_swarm(message.manifest)) is not None:

@@ -20,7 +20,7 @@ class PieceSource(Protocol):
         """Raises StoreError when the bytes may no longer be the ones that were verified."""
 
     def spoil(self) -> None:
-        """The disk failed to read it: every later `check` raises."""
+        """The disk could not read it, or read other bytes: every later `check` raises."""
 
     def close(self) -> None:
         """Closes the file."""
@@ -53,12 +53,12 @@ class PartialSource:
             ChangedError: somebody wrote into it since, or the disk failed.
         """
         if self._is_spoiled:
-            raise ChangedError("the file cannot be read", hint="look at the disk")
+            raise ChangedError("the file cannot be read as it was pulled", hint="look at the disk")
         if self._identity is not None and not self._identity.is_still(Identity.of_fd(self._fd)):
             raise ChangedError("the file changed since it was pulled", hint="publish it again")
 
     def spoil(self) -> None:
-        """The disk failed to read it."""
+        """The disk could not read it, or read other bytes."""
         self._is_spoiled = True
 
     def close(self) -> None:

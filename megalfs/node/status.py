@@ -46,7 +46,7 @@ def _swarm(driver: SwarmDriver, now: float, *, with_files: bool) -> dict[str, ob
     availability = swarm.availability()
     answer: dict[str, object] = {
         "size": manifest.size,
-        "pieces": manifest.piece_count,
+        "pieces": driver.parts.count,
         "pieces_held": swarm.have.count,
         "bytes_missing": swarm.missing_bytes,
         "rate_in": round(rate_in),

@@ -96,7 +96,8 @@ def claim_abandoned(target: Path, directory_fd: int, wanted: PartialState) -> Cl
     """Takes over the fullest abandoned partial of this target and blob."""
     for path, found in _abandoned(target, wanted):
         part, state_name = part_names(target, wanted.oid)
-        state = replace(wanted, part=part, claimed=_claims(found, wanted))
+        claimed, records = _claims(found, wanted)
+        state = replace(wanted, part=part, claimed=claimed, records=records)
         state_fd = _take_state(path, target.parent / state_name, state)
         if state_fd is None:
             continue
@@ -139,11 +140,11 @@ def silence_s(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _claims(found: PartialState | None, wanted: PartialState) -> bytes:
-    """The bits to look at: with another manifest, or a damaged sidecar, any piece may be there."""
+def _claims(found: PartialState | None, wanted: PartialState) -> tuple[bytes, bytes]:
+    """The bits and records to look at: with another manifest, or a damaged sidecar, any chunk may be there."""
     if found is not None and (found.manifest, found.pieces) == (wanted.manifest, wanted.pieces):
-        return found.bits().to_bytes()
-    return Bitfield.full(wanted.pieces).to_bytes()
+        return found.bits().to_bytes(), found.records
+    return Bitfield.full(wanted.pieces).to_bytes(), b""
 
 
 def _take_state(path: Path, new: Path, state: PartialState) -> int | None:

@@ -41,13 +41,13 @@ class OpenBlob:
         """
         if self._is_spoiled:
             self._withdraw()
-            raise ChangedError(f"{str(self.path)!r} cannot be read", hint="look at the disk")
+            raise ChangedError(f"{str(self.path)!r} cannot be read as it was hashed", hint="look at the disk")
         if not self.identity.is_still(Identity.of_fd(self.fd)):
             self._withdraw()
             raise ChangedError(f"{str(self.path)!r} changed since it was hashed", hint="publish it again")
 
     def spoil(self) -> None:
-        """The disk failed to read it: the next `check` withdraws it. From any thread."""
+        """The disk could not read it, or read other bytes: the next `check` withdraws it. From any thread."""
         self._is_spoiled = True
 
     def fileno(self) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from megalfs.core.bitfield import Bitfield, Run
+from megalfs.core.chunk_proofs import ChunkProofs
 from megalfs.core.ids import Oid
 from megalfs.errors import BusyError, SpaceError
 from megalfs.store.claim import (
@@ -37,14 +38,23 @@ from megalfs.store.claim import (
 )
 from megalfs.store.files import fsync_dir, map_os_errors, mode_with_x, write_all, write_atomic
 from megalfs.store.identity import Identity
-from megalfs.store.partial_state import PartialState, overwrite, save_bits, write_state
+from megalfs.store.partial_state import (
+    PartialState,
+    append_records,
+    decode_records,
+    encode_record,
+    overwrite,
+    save_bits,
+    write_state,
+)
 from megalfs.store.target import check_target, give_name
 from megalfs.store.verify import PieceReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from megalfs.core.manifest import Manifest
+    from megalfs.core.parts import Stretch
     from megalfs.store.root import Root
 
 __all__ = ["PART_SUFFIX", "STATE_SUFFIX", "Partial", "check_target", "is_own_file", "register_directory"]
@@ -59,7 +69,6 @@ class Partial:
         """Use `create_or_resume`."""
         state = claim.state
         self.target = target
-        self.manifest = manifest
         self.oid = state.oid
         self.size = state.size
         self.fd = claim.fd
@@ -67,11 +76,25 @@ class Partial:
         self.candidates = Bitfield(state.pieces)  # claimed by an earlier pull, not hashed yet
         self._part_name = state.part
         self._state_name = state_name_of(state.part)
-        self._state = replace(state, claimed=b"")
+        self._state = replace(state, claimed=b"", records=b"")
         self._state_fd = claim.state_fd
         self._directory_fd = os.dup(directory_fd)
         self._lock = threading.Lock()
         self._is_changed = False
+        self._begin(manifest)
+
+    def _begin(self, manifest: Manifest | None) -> None:
+        """Under this manifest nothing is known of parts yet."""
+        self.manifest = manifest
+        self.proofs = ChunkProofs(manifest) if manifest is not None else None
+        self._begun = Bitfield(manifest.parts.count if manifest is not None else 0)
+        """Parts of which records tell."""
+        self._records = bytearray()
+        self._records_saved = 0
+
+    def _proofs_known(self) -> ChunkProofs:
+        assert self.proofs is not None, "without a manifest there are no parts"
+        return self.proofs
 
     @classmethod
     def create_or_resume(
@@ -135,6 +158,7 @@ class Partial:
     def _resume(cls, target: Path, manifest: Manifest | None, directory_fd: int, claim: Claim) -> Self:
         partial = cls(target, manifest, directory_fd, claim)
         partial.candidates = claim.state.bits()
+        partial._read_records(claim.state.records)
         try:
             partial.allocate()
         except BaseException:
@@ -161,6 +185,21 @@ class Partial:
                 hint="free some space and run the same command again: it resumes",
             )
         _fallocate(self.fd, self.size)
+
+    def _read_records(self, records: bytes) -> None:
+        """Takes up what an earlier pull noted of parts, until it makes no sense."""
+        parts = None if self.manifest is None else self.manifest.parts
+        if parts is None or parts.are_chunks:
+            return
+        for run, proof in decode_records(records):
+            if not 0 < run.count <= run.end <= parts.count:
+                break
+            stretch, *others = parts.within_chunks(*run)
+            if others or (proof and not self._proofs_known().put(stretch.chunk, proof)):
+                break
+            self._begun.add(*run)
+            self._records += encode_record(run, proof)
+        self._records_saved = len(self._records)
 
     @property
     def path(self) -> Path:
@@ -191,6 +230,27 @@ class Partial:
                         self.have.add(*part)
                 yield part, is_good
 
+    def begun(self) -> list[Run]:
+        """Parts of chunks that are neither held nor candidates: to pass through `recheck_parts`."""
+        if self.manifest is None or not self._begun.count:
+            return []
+        left = self._begun.copy()
+        for run in self._claimed().runs():
+            left.remove(*self.manifest.parts.of_chunks(*run))
+        return left.runs()
+
+    def recheck_parts(self, runs: Iterable[Run]) -> Iterator[tuple[Run, bool]]:
+        """Hashes parts against the proofs of their chunks, from any thread; yields (run, is_good)."""
+        assert self.manifest is not None
+        parts, proofs = self.manifest.parts, self._proofs_known()
+        for stretch in (each for run in runs for each in parts.within_chunks(*run)):
+            offset, length = parts.extent(stretch.first, stretch.count)
+            is_good = bool(proofs.verifies(stretch, memoryview(os.pread(self.fd, length, offset))))
+            if not is_good:
+                with self._lock:
+                    self._begun.remove(stretch.first, stretch.count)
+            yield Run(stretch.first, stretch.count), is_good
+
     def rehash_prefix(self, progress: Callable[[int], None] | None = None) -> tuple[hashlib._Hash, int]:
         """Without a manifest: the SHA-256 of what was appended so far, and how many bytes that is.
 
@@ -208,28 +268,46 @@ class Partial:
     def rebase(self, manifest: Manifest) -> Bitfield:
         """Goes on under another manifest of the same blob; pieces whose bytes were verified stay.
 
-        A piece that both name is kept as it is; one that the old pieces cover in full is hashed in place.
+        A piece that both name is kept as it is; one that verified bytes cover in full is hashed in place.
 
         Returns:
             The pieces of the new manifest that are held.
         """
         assert manifest.oid == self.oid
-        before, old = self.have, self.manifest
         with map_os_errors(f"cannot go on with {str(self.path)!r}"):
             fresh = PartialState.of(self.oid, manifest.size, manifest, self._part_name, self._state.owner)
             kept = Bitfield(manifest.piece_count)
             reader = PieceReader(self.fd, manifest)
-            for run in _covered_runs(before, old, manifest):
+            for run in self._covered_runs(manifest):
                 for part, is_good in reader.check(run):
                     if is_good:
                         kept.add(*part)
             overwrite(self._state_fd, replace(fresh, claimed=kept.to_bytes()))
             with self._lock:
-                self._state, self.size, self.manifest = fresh, manifest.size, manifest
+                self._state, self.size = fresh, manifest.size
+                self._begin(manifest)
                 self.have, self.candidates = kept, Bitfield(manifest.piece_count)
                 self._is_changed = False
             self.allocate()
         return kept.copy()
+
+    def _covered_runs(self, new: Manifest) -> list[Run]:
+        """Pieces of `new` whose bytes lie in verified pieces or parts of what was fetched so far."""
+        from megalfs.core.bitfield import runs_of
+
+        old = self.manifest
+        if old is None:
+            return [Run(0, new.piece_count)]
+        have = old.parts.from_chunks(self.have).bits | self._begun.bits
+        offsets = old.parts.offsets
+        end = np.uint64(min(old.size, new.size))
+        starts, ends = new.offsets[:-1], new.offsets[1:]
+        firsts = np.searchsorted(offsets[1:], starts, "right")
+        lasts = np.searchsorted(offsets, np.minimum(ends, end), "left")
+        held = np.concatenate((np.zeros(1, np.int64), np.cumsum(have, dtype=np.int64)))
+        firsts = np.minimum(firsts, lasts)
+        is_covered = (held[lasts] - held[firsts] == lasts - firsts) & (ends <= end)
+        return runs_of(is_covered)
 
     # Writing.
 
@@ -248,6 +326,17 @@ class Partial:
             self._is_changed = True
             return self.have.add(first, count)
 
+    def mark_parts(self, stretch: Stretch) -> None:
+        """Notes that parts of a chunk, whose proof is known, are verified and written."""
+        assert self.manifest is not None
+        run, proof = Run(stretch.first, stretch.count), self._proofs_known().get(stretch.chunk)
+        assert proof is not None
+        with self._lock:
+            if not self._begun.has_all(*run):
+                is_noted = self._begun.has_any(*self.manifest.parts.of_chunks(stretch.chunk, 1))
+                self._begun.add(*run)
+                self._records += encode_record(run, b"" if is_noted else proof)
+
     def flush(self) -> None:
         """Saves what is marked, and the heartbeat; the driver calls it every 200 ms or so.
 
@@ -257,9 +346,13 @@ class Partial:
         with self._lock:
             bits = self._claimed() if self._is_changed else None
             self._is_changed = False
+            saved, self._records_saved = self._records_saved, len(self._records)
+            records = bytes(self._records[saved:])
         with map_os_errors(f"cannot save the progress of {str(self.target)!r}"):
             if not self._is_ours():
                 raise BusyError(f"another megalfs took over the pull of {str(self.target)!r}")
+            if records:
+                append_records(self._state_fd, self._state.pieces, saved, records)
             if bits is None:
                 os.utime(self._state_fd)
             else:
@@ -324,8 +417,9 @@ class Partial:
         with suppress(OSError):
             if self._is_ours():
                 nobody = replace(self._state.owner, pid=0)
+                claimed, records = self._claimed().to_bytes(), bytes(self._records)
                 overwrite(
-                    self._state_fd, replace(self._state, owner=nobody, claimed=self._claimed().to_bytes())
+                    self._state_fd, replace(self._state, owner=nobody, claimed=claimed, records=records)
                 )
         for fd in (self._state_fd, self.fd, self._directory_fd):
             os.close(fd)
@@ -336,22 +430,6 @@ class Partial:
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-
-def _covered_runs(have: Bitfield, old: Manifest | None, new: Manifest) -> list[Run]:
-    """Pieces of `new` whose bytes lie in verified pieces of `old` only."""
-    from megalfs.core.bitfield import runs_of
-
-    if old is None:
-        return [Run(0, new.piece_count)]
-    end = np.uint64(min(old.size, new.size))
-    starts, ends = new.offsets[:-1], new.offsets[1:]
-    firsts = np.searchsorted(old.offsets[1:], starts, "right")
-    lasts = np.searchsorted(old.offsets, np.minimum(ends, end), "left")
-    held = np.concatenate((np.zeros(1, np.int64), np.cumsum(have.bits, dtype=np.int64)))
-    firsts = np.minimum(firsts, lasts)
-    is_covered = (held[lasts] - held[firsts] == lasts - firsts) & (ends <= end)
-    return runs_of(is_covered)
 
 
 def _fallocate(fd: int, size: int) -> None:

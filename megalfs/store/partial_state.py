@@ -6,7 +6,9 @@ A fixed layout, so that saving progress is one pwrite of what changed and a torn
     8    32  SHA-256 of the JSON
     40    4  length of the JSON, little-endian
     44  ...  JSON: oid, manifest, size, pieces, part, owner
-    4096 ..  one bit a piece, the first in the highest bit
+    4096 ..  one bit a chunk, the first in the highest bit
+    ...      records of verified parts of chunks that are not whole, appended: first part, how many, length of the
+             chunk's proof in bytes (u32 each, little-endian; 0 when an earlier record has it), the proof
 
 The file's mtime is the heartbeat. It is compared with the mtime of a file made just now in the same
 directory, so both come from one clock, the file server's, and no host's clock matters.
@@ -17,25 +19,38 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from megalfs.core.bitfield import Bitfield
+from megalfs.core.bitfield import Bitfield, Run
 from megalfs.core.ids import ManifestId, Oid
 from megalfs.errors import MegalfsError, RemoteProtocolError
 from megalfs.store.files import Json, write_all, write_atomic
 from megalfs.store.owner import Owner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from megalfs.core.manifest import Manifest
 
-__all__ = ["HEADER_BYTES", "PartialState", "overwrite", "read_state", "save_bits", "write_state"]
+__all__ = [
+    "HEADER_BYTES",
+    "PartialState",
+    "append_records",
+    "decode_records",
+    "encode_record",
+    "overwrite",
+    "read_state",
+    "save_bits",
+    "write_state",
+]
 
 MAGIC = b"megalfsP"
 HEADER_BYTES = 4096
+_RECORD = struct.Struct("<III")
 STATE_BYTES_MAX = HEADER_BYTES + (8 << 20)  # one bit for each chunk a manifest may have, and then some
 
 
@@ -49,6 +64,7 @@ class PartialState(Struct, frozen=True):
     part: str  # file name of the data
     owner: Owner
     claimed: bytes = b""  # packed bits
+    records: bytes = b""  # of parts
 
     @classmethod
     def of(cls, oid: Oid, size: int, manifest: Manifest | None, part: str, owner: Owner) -> PartialState:
@@ -73,7 +89,8 @@ def write_state(path: Path, state: PartialState) -> None:
 def overwrite(fd: int, state: PartialState) -> None:
     """Overwrites a sidecar in place: that needs no room on a full disk, and cannot undo a take-over."""
     if state.claimed:
-        write_all(fd, state.claimed, HEADER_BYTES)
+        write_all(fd, state.claimed + state.records, HEADER_BYTES)
+        os.ftruncate(fd, HEADER_BYTES + len(state.claimed) + len(state.records))
     write_all(fd, _header(state), 0)
     os.utime(fd)
 
@@ -93,6 +110,27 @@ def save_bits(fd: int, bits: Bitfield) -> None:
     """Overwrites the claimed pieces in place; also the heartbeat, since it renews the mtime."""
     write_all(fd, bits.to_bytes(), HEADER_BYTES)
     os.utime(fd)  # a file system may leave the mtime of an equal overwrite alone
+
+
+def encode_record(run: Run, proof: bytes) -> bytes:
+    """Parts of one chunk are verified and written; the proof of their chunk, or nothing when it was given before."""
+    return _RECORD.pack(*run, len(proof)) + proof
+
+
+def decode_records(records: bytes) -> Iterator[tuple[Run, bytes]]:
+    """What `encode_record` made, up to the first that is not whole. Hints: nothing in them is true yet."""
+    at = 0
+    while at + _RECORD.size <= len(records):
+        first, count, size = _RECORD.unpack_from(records, at)
+        at += _RECORD.size + size
+        if at > len(records):
+            return
+        yield Run(first, count), records[at - size : at]
+
+
+def append_records(fd: int, pieces: int, at: int, records: bytes) -> None:
+    """Writes records behind the bits, where `at` bytes of them are already."""
+    write_all(fd, records, HEADER_BYTES + (pieces + 7) // 8 + at)
 
 
 def read_state(path: Path) -> PartialState | None:
@@ -121,8 +159,9 @@ def _parse(content: bytes) -> PartialState | None:
                 or not 0 <= pieces <= 8 * (len(content) - HEADER_BYTES)
             ):
                 return None
-            claimed = content[HEADER_BYTES : HEADER_BYTES + (pieces + 7) // 8]
+            end = HEADER_BYTES + (pieces + 7) // 8
+            claimed, records = content[HEADER_BYTES:end], content[end:]
             known = None if manifest is None else ManifestId.parse(manifest)
-            return PartialState(Oid.parse(oid), known, size, pieces, part, owner, claimed)
+            return PartialState(Oid.parse(oid), known, size, pieces, part, owner, claimed, records)
         case _:
             return None

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sim.network import Host, Trunk
 from sim.world import Node, World
 
+from megalfs.core.parts import Parts
 from megalfs.core.topology import Labels
 
 MBIT = 1e6 / 8 * 0.957  # payload of a shaped link, as measured in research/swarm.md 4
@@ -22,6 +23,14 @@ def cdc_lengths(count: int, seed: int, average: int = 297 << 10) -> npt.NDArray[
     low, high = average // 4, int(average * 3.4)
     lengths = [min(high, max(low, int(rng.gammavariate(4.0, average / 4)))) for _ in range(count)]
     return np.array(lengths, dtype=np.uint32)
+
+
+def cdc_world(chunks: int, seed: int) -> World:
+    """An empty world whose blob has chunks of such lengths, cut into parts as a real one's are."""
+    lengths = cdc_lengths(chunks, seed)
+    offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.uint64)))
+    parts = Parts(lengths, offsets.astype(np.uint64))
+    return World(parts.lengths, seed=seed, chunk_starts=parts.chunk_starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +73,10 @@ def measure(world: World, seeder: Host, leechers: list[Node]) -> Result:
 
 
 def broadcast(
-    leechers: int, rate: float, *, pieces: int = 900, seed: int = 1, checks: bool = False
+    leechers: int, rate: float, *, chunks: int = 900, seed: int = 1, checks: bool = False
 ) -> tuple[World, Node, list[Node]]:
     """One seeder and equal leechers, all connected; not yet run."""
-    world = World(cdc_lengths(pieces, seed), seed=seed)
+    world = cdc_world(chunks, seed)
     world.checked_one_in = int(checks)
     seeder = world.add_seeder(up=rate, down=rate)
     nodes = [world.add(up=rate, down=rate) for _ in range(leechers)]
@@ -75,18 +84,18 @@ def broadcast(
     return world, seeder, nodes
 
 
-def two_racks(rate: float, thin: float, *, pieces: int, seed: int) -> tuple[World, float]:
+def two_racks(rate: float, thin: float, *, chunks: int, seed: int) -> tuple[World, float]:
     """Two racks of four behind a thin link; returns the world, run, and the copies across."""
-    world, trunks = in_racks("aaaabbbb", rate, thin, pieces=pieces, seed=seed)
+    world, trunks = in_racks("aaaabbbb", rate, thin, chunks=chunks, seed=seed)
     world.run(limit=4 * world.size / thin)
     return world, sum(trunk.carried for trunk in trunks) / world.size
 
 
 def in_racks(
-    racks: Sequence[str], rate: float, trunk: float, *, pieces: int, seed: int
+    racks: Sequence[str], rate: float, trunk: float, *, chunks: int, seed: int
 ) -> tuple[World, list[Trunk]]:
     """A node in each of the racks, the first one a seeder, and a trunk into each rack; not yet run."""
-    world = World(cdc_lengths(pieces, seed), seed=seed)
+    world = cdc_world(chunks, seed)
     world.checked_one_in = 0
     into = {rack: Trunk(trunk) for rack in racks}
     world.network.trunks = {(other, rack): into[rack] for rack in into for other in into if other != rack}
@@ -97,9 +106,9 @@ def in_racks(
     return world, list(into.values())
 
 
-def origin_and_nodes(nodes: int, rate: float, *, pieces: int, seed: int) -> tuple[World, float]:
+def origin_and_nodes(nodes: int, rate: float, *, chunks: int, seed: int) -> tuple[World, float]:
     """A plain HTTP origin and nodes that have nothing; returns the world, run, and the origin's copies."""
-    world = World(cdc_lengths(pieces, seed), seed=seed)
+    world = cdc_world(chunks, seed)
     world.checked_one_in = 0
     origin = Host(rate, rate)
     for _ in range(nodes):

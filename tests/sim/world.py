@@ -14,6 +14,7 @@ from random import Random
 from typing import assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 from sim.network import Clock, Flow, Host, Network
 
 from megalfs.core.bitfield import Bitfield, Run
@@ -135,6 +136,7 @@ class Node:
             world.lengths,
             instance=self.instance,
             have=self.verified.copy(),
+            chunk_starts=world.chunk_starts,
             params=world.params,
             rng=Random(world.rng.random()),
             now=self.now,
@@ -235,8 +237,21 @@ class Node:
         if origin is None:
             self._say(peer, Request(MANIFEST, *run))
         else:
+            self._check_provable(run)
             transfer = Transfer(self, peer, run, is_lie=False)
             self.world.start(transfer, origin)
+
+    def _check_provable(self, run: Run) -> None:
+        """An origin sends no proofs: of a chunk of which nothing is here it is asked for all."""
+        starts = self.world.chunk_starts
+        if starts is None:
+            return
+        limits = {*starts.tolist(), self.verified.size}
+        for limit in (run.first, run.end):
+            first, end = max(at for at in limits if at <= limit), min(at for at in limits if at >= limit)
+            assert first == end or self.swarm.have.has_any(first, end - first), (
+                f"part of a chunk without a proof: {run}"
+            )
 
     def _drop_range(self, peer: PeerId, run: Run) -> None:
         for transfer in [one for one in self.incoming if one.peer == peer and run.covers(one.run)]:
@@ -265,6 +280,7 @@ class World:
         *,
         seed: int,
         params: SwarmParams | None = None,
+        chunk_starts: NDArray[np.int64] | None = None,
         swarm_type: Callable[..., Swarm] = Swarm,
         **network: float,
     ) -> None:
@@ -272,6 +288,7 @@ class World:
         self.clock = Clock()
         self.network = Network(self.clock, self.rng, **network)  # type: ignore[arg-type]
         self.lengths = lengths
+        self.chunk_starts = chunk_starts
         self.sizes: list[int] = lengths.tolist()
         self.params = params or SwarmParams()
         self.nodes: list[Node] = []
