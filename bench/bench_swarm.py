@@ -480,8 +480,10 @@ def main() -> None:
                 for client in [*ours, *(rivals if scenario == "equal" else [])]:
                     where = Path(name) / f"{client}-{scenario}{round_index}"
                     figures = play(client, scenario, args, where, model, bound)
+                    shutil.rmtree(where, ignore_errors=True)  # 4 GiB at N = 16
                     if figures is not None:
                         runs.append((scenario, figures))
+                        print(*row(scenario, figures, bound, runs), file=sys.stderr, flush=True)
     print(f"{machine()} (in the namespaces {args.congestion})")
     print(
         f"1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB, bound {bound:.1f} s"
