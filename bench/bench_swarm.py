@@ -32,7 +32,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from common import machine, make_model, table
+from common import machine, make_model, table, touch_free_memory
 from netns import Network, why_not
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -531,6 +531,7 @@ def play(
             print("skipped: libtorrent (pip install libtorrent)")
             return None
     directory.mkdir()
+    touch_free_memory(directory, args.nodes * model.stat().st_size)
     racks = 2 if scenario == "racks" else 1
     thin = args.mbit if racks == 2 else None
     with Network(
