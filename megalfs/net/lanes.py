@@ -53,7 +53,7 @@ class Upload(Struct, frozen=True):
     offset: int
     size: int
     source: UploadSource
-    proof: Callable[[], bytes]
+    proof: Callable[[int], bytes]
     served: Callable[[bool], None]
 
 
@@ -168,7 +168,7 @@ class SendLane(threading.Thread):
         is_sent = False
         try:
             upload.source.check()
-            proof = upload.proof()
+            proof = upload.proof(upload.source.fileno())
             header = encode(Data(upload.manifest_id, upload.first, upload.count, len(proof) + upload.size))
             self.sock.sendall(header + proof, getattr(socket, "MSG_MORE", 0))
             self._send_file(upload)

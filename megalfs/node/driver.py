@@ -298,7 +298,7 @@ class SwarmDriver:
 
     def have_chunks(self) -> Bitfield:
         """The chunks of which all is here."""
-        return self.swarm.have if self.parts.are_chunks else self.parts.whole_chunks(self.swarm.have)
+        return self.parts.whole_chunks(self.swarm.have)
 
     def found(self, first: int, count: int) -> None:
         """Pieces were found on this disk and are in the partial."""
@@ -409,7 +409,7 @@ class SwarmDriver:
         if session is None:
             return
         offset, size = self.parts.extent(first, count)
-        proof = partial(proof_of_run, self.manifest, self._proofs, first, count, self._source.fileno())
+        proof = partial(proof_of_run, self.manifest, self._proofs, first, count)
 
         def served(is_sent: bool) -> None:
             if not self._is_closed:
