@@ -302,6 +302,8 @@ class SwarmDriver:
 
     def found(self, first: int, count: int) -> None:
         """Pieces were found on this disk and are in the partial."""
+        if self._is_closed:  # the partial may count under another manifest by now
+            return
         self.totals.bytes_local += self.parts.extent(first, count)[1]
         self.swarm.verified(None, first, count, now=self._loop.time())
         self._stored(first, count)
@@ -309,6 +311,8 @@ class SwarmDriver:
 
     def not_found(self, first: int, count: int) -> None:
         """Pieces that a local source was to bring could not be had there."""
+        if self._is_closed:
+            return
         self.swarm.release(first, count, now=self._loop.time())
         self._step()
 
