@@ -68,10 +68,29 @@ def test_a_piece_that_another_leecher_holds_is_told_a_little_later() -> None:
     solo.effects(Send)
     solo.wait(0.4)  # what the fetch takes
     solo.deliver(holder, Run(0, 1))
-    solo.wait(0.1)
+    solo.wait(0.15)
     assert solo.said(HaveRuns) == []
     solo.wait(0.05)
     assert solo.said(HaveRuns) == [(other, HaveRuns(MANIFEST, (Run(0, 1),)))]
+
+
+def test_news_that_can_wait_goes_with_news_that_cannot() -> None:
+    solo = Solo("    ")
+    holder, seeder, other = solo.join(1, "x   "), solo.join(2, "all"), solo.join(3, "    ")
+    fetches = solo.effects(Fetch)
+    solo.wait(0.4)
+    solo.deliver(holder, Run(0, 1))
+    solo.wait(0.1)
+    assert solo.said(HaveRuns) == []
+    (asked,) = [Run(each.first, each.count) for each in fetches if each.peer == seeder]
+    solo.deliver(seeder, asked)  # the first copy among leechers
+    solo.wait(0.03)
+    told = solo.said(HaveRuns)
+    assert sorted(peer for peer, _ in told) == [holder, other]
+    assert all(asked in message.runs for _, message in told)
+    assert [Run(0, 1) in message.runs for peer, message in told if peer == other] == [True]
+    solo.wait(0.1)
+    assert solo.said(HaveRuns) == []
 
 
 def test_where_some_leechers_are_dearer_than_others_all_news_is_urgent() -> None:

@@ -173,7 +173,7 @@ class Bitfield:
 
     def runs(self) -> list[Run]:
         """The maximal runs held, ascending."""
-        return runs_of(self.bits)
+        return runs_of(self.bits) if self.count else []
 
     def copy(self) -> Bitfield:
         """The same set, to be changed on its own."""

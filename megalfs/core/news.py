@@ -6,7 +6,7 @@ who lacks the piece has asked there. Seeders, which only keep statistics with it
 
 from __future__ import annotations
 
-from megalfs.core.bitfield import Run, runs_of
+from megalfs.core.bitfield import Run
 from megalfs.core.codec import HAVE_RUNS_MAX
 from megalfs.core.effects import Send
 from megalfs.core.messages import HaveRuns, Lost
@@ -88,9 +88,8 @@ class News:
     def flush(self, *, now: float, everything: bool = False) -> None:
         """Tells what is due, or all that is untold."""
         fresh: list[Run] = []
-        for batch in (self._first, self._further):
-            if everything or batch.is_due(now):
-                fresh += batch.take()
+        if everything or self._first.is_due(now) or self._further.is_due(now):
+            fresh = self._first.take() + self._further.take()  # one message costs less than two
         if fresh:
             told = _merged(fresh)
             self._tell(told, to_seeders=False)
@@ -100,8 +99,7 @@ class News:
 
     def introduce(self, session: Session) -> None:
         """First words to a peer: what is held here, in as many frames as it takes."""
-        runs = runs_of(self._state.pieces.have.bits)
-        for message in self._batches(runs) or [HaveRuns(self._state.manifest, ())]:
+        for message in self._batches(self._state.pieces.have.runs()) or [HaveRuns(self._state.manifest, ())]:
             self._state.send(session, message)
 
     def retract(self, session: Session, runs: list[Run]) -> None:

@@ -46,11 +46,11 @@ class SwarmParams(Struct, frozen=True):
     """From four peers on, batches age by this per peer: at most 700 messages a second leave a node."""
     have_delay_share: float = 0.25
     """Yet by no more than this part of the time that the largest relayed run takes to arrive."""
-    have_further_share: float = 0.3
+    have_further_share: float = 0.6
     """News of a piece that another leecher holds age by this part of what a fetch takes: whoever lacks the piece has
     asked there. At N = 16 that is half of all messages, for 0.001 of the bound (tests/sim; at N = 8 twice the share
     costs 0.002, and four times 0.008)."""
-    have_further_s_max: float = 0.15
+    have_further_s_max: float = 0.18
     """But by no more than this."""
     have_lazy_s: float = 0.2
     """For seeders that only keep statistics with it."""
