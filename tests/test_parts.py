@@ -26,12 +26,12 @@ from megalfs.net.sinks import GranuleBuffer, Progress, Receiver
 from megalfs_ext import GROUP_BYTES
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-PART_BYTES_MAX = 128 * KIB
+PART_BYTES_MAX = 192 * KIB
 
 CHUNK_LENGTHS = st.lists(
     st.one_of(
         st.integers(1, MIB),
-        st.sampled_from([1, 64 * KIB, 128 * KIB, 128 * KIB + 1, 192 * KIB, 320 * KIB, MIB, 16 * MIB]),
+        st.sampled_from([1, 64 * KIB, 128 * KIB, 192 * KIB, 192 * KIB + 1, 320 * KIB, MIB, 16 * MIB]),
     ),
     max_size=12,
 )
@@ -111,8 +111,8 @@ def test_a_run_is_whole_chunks_between_parts_of_two(lengths: list[int], data: st
 
 def test_large_blobs_and_short_chunks_stay_as_they_are() -> None:
     at_most = [MIB] * 1024
-    assert parts_of(at_most).count == 8192
-    for lengths in ([*at_most, 1], [128 * KIB] * 9, [], [5]):
+    assert parts_of(at_most).count == 6144
+    for lengths in ([*at_most, 1], [192 * KIB] * 9, [], [5]):
         parts = parts_of(lengths)
         assert parts.are_chunks
         assert parts.lengths.tolist() == lengths

@@ -1,9 +1,10 @@
 """How a blob is cut for its swarm: into its chunks, and long ones of a small blob into several parts.
 
 A chunk is relayed only when all of it is verified, and one of the default profile has up to 1 MiB: in a blob of 256
-MiB the few largest set the pace (16 receivers reach 0.936 of the bound, with parts of at most 256 KiB 0.953, of 128
-KiB 0.962: bench/README.md). Parts end at multiples of 64 KiB of their chunk, so each is made of whole subtrees of the
-chunk's BLAKE3 and can be verified alone, given the chaining values of all groups of 64 KiB: the *proof* of its chunk.
+MiB the few largest set the pace (16 receivers reach 0.936 of the bound, with parts 0.95 to 0.96; shorter parts spread
+sooner and take more CPU: bench/README.md). Parts end at multiples of 64 KiB of their chunk, so each is made of whole
+subtrees of the chunk's BLAKE3 and can be verified alone, given the chaining values of all groups of 64 KiB: the *proof*
+of its chunk.
 
 Large blobs stay as they are cut: their chunks are small against them.
 """
@@ -22,7 +23,7 @@ from megalfs_ext import GROUP_BYTES
 
 __all__ = ["DIGEST_BYTES", "Parts", "Stretch"]
 
-PART_BYTES_MAX = 128 << 10
+PART_BYTES_MAX = 192 << 10
 BLOB_BYTES_MAX = 1 << 30
 DIGEST_BYTES = 32
 
