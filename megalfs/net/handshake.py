@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import socket
 
 from msgspec import Struct
@@ -23,23 +24,47 @@ from megalfs.errors import RemoteProtocolError, TemporaryError
 from megalfs.net.sockets import SocketOptions, tune
 
 __all__ = [
+    "NONCE_BYTES_MAX",
+    "NONCE_BYTES_MIN",
     "NONCE_HEADER",
     "PROTOCOL",
+    "REQUEST_BYTES_MAX",
     "UPGRADE_PATH",
+    "Upgrade",
     "Upgraded",
     "answer_upgrade",
     "dial",
     "receive_hello",
     "send_hello",
+    "upgrade_of",
 ]
 
 PROTOCOL = "megalfs/1"
 UPGRADE_PATH = "/v1/peer"
 NONCE_HEADER = "Megalfs-Nonce"
+NONCE_BYTES_MIN, NONCE_BYTES_MAX = 16, 64
+REQUEST_BYTES_MAX = 1024
+_REQUEST = (
+    f"GET {UPGRADE_PATH} HTTP/1.1\r\nHost: {{where}}\r\nConnection: Upgrade\r\n"
+    f"Upgrade: {PROTOCOL}\r\n{NONCE_HEADER}: {{nonce}}\r\n\r\n"
+)
+_OUR_REQUEST = re.compile(
+    _REQUEST.replace(".", r"\.")
+    .replace("{where}", r"(\S{1,300})")
+    .replace("{nonce}", f"((?:[0-9a-f]{{2}}){{{NONCE_BYTES_MIN},{NONCE_BYTES_MAX}}})")
+    .encode("ascii")
+)
 # Three SYN retransmissions (1 + 2 + 4 s) is what a lossy but living path needs; more is a dead host.
 CONNECT_TIMEOUT_S = 7.0
 HANDSHAKE_TIMEOUT_S = 10.0
 RESPONSE_BYTES_MAX = 8192
+
+
+class Upgrade(Struct, frozen=True):
+    """What a peer's request says: the Host header, and the nonce that it wants signed."""
+
+    host: str
+    nonce: bytes
 
 
 class Upgraded(Struct, frozen=True):
@@ -58,10 +83,7 @@ async def dial(host: str, port: int, *, nonce: bytes, options: SocketOptions) ->
     """
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     sock = await _connect(host, port, where)
-    request = (
-        f"GET {UPGRADE_PATH} HTTP/1.1\r\nHost: {where}\r\nConnection: Upgrade\r\n"
-        f"Upgrade: {PROTOCOL}\r\n{NONCE_HEADER}: {nonce.hex()}\r\n\r\n"
-    )
+    request = _REQUEST.format(where=where, nonce=nonce.hex())
     try:
         tune(sock, options)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
@@ -73,6 +95,15 @@ async def dial(host: str, port: int, *, nonce: bytes, options: SocketOptions) ->
     except BaseException:
         sock.close()
         raise
+
+
+def upgrade_of(head: bytes) -> Upgrade | None:
+    """Reads the request that `dial` sends; None when it is anything else, or less, or more."""
+    match = _OUR_REQUEST.fullmatch(head)
+    if match is None:
+        return None
+    host, nonce = (group.decode("latin-1") for group in match.groups())
+    return Upgrade(host, bytes.fromhex(nonce))
 
 
 async def answer_upgrade(sock: socket.socket, nonce: bytes) -> None:

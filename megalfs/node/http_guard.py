@@ -75,7 +75,7 @@ class Guard(Struct, frozen=True):
         if request.path in OPEN_PATHS:
             return None
         host = request.headers.get("Host", "")
-        if not self._is_our_name(host):
+        if not self.is_our_name(host):
             return 403, "this host name is not one of this node's"
         if request.headers.get("Origin") not in {None, f"http://{host}", f"https://{host}"}:
             return 403, "cross-origin requests are refused"
@@ -90,7 +90,8 @@ class Guard(Struct, frozen=True):
         """Whether a peer with this key may take part."""
         return not self.allow_keys or key in self.allow_keys
 
-    def _is_our_name(self, host_header: str) -> bool:
+    def is_our_name(self, host_header: str) -> bool:
+        """Whether a Host header may be meant for this node: an attacker's domain is not."""
         try:
             host = HostPort.parse(host_header, default_port=80).host.rstrip(".").lower()
         except UsageError:

@@ -1,6 +1,6 @@
-"""The HTTP side of a node: aiohttp, given sockets that listen already.
+"""The HTTP side of a node: aiohttp, given connections by the front door, and the TLS port.
 
-Nothing else of the node imports aiohttp, which costs 0.15 s of a process: a pull that nobody calls ends
+Nothing else of the node imports aiohttp, which costs 0.15 s of a process: a pull that only peers call ends
 without it (`Node.start`).
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from megalfs.node.front_door import HttpProtocol
 from megalfs.node.routes import make_app
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ class HttpServer:
             make_app(node), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_S
         )
 
-    async def listen(self, sock: socket.socket, *, context: ssl.SSLContext | None = None) -> None:
-        """Answers on a socket that listens, over TLS with a context; closed with the server."""
-        if self._runner.server is None:
-            await self._runner.setup()
+    async def start(self) -> HttpProtocol:
+        """Begins to answer; returns what makes the protocol of one connection."""
+        await self._runner.setup()
+        assert self._runner.server is not None
+        return self._runner.server
+
+    async def listen_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Answers on a socket that listens, over TLS; closed with the server."""
         await web.SockSite(self._runner, sock, backlog=BACKLOG, ssl_context=context).start()
 
     async def close(self) -> None:

@@ -41,6 +41,7 @@ from megalfs.net.session import Session
 from megalfs.net.sockets import SocketOptions, cannot_listen
 from megalfs.node.announcer import Announcer
 from megalfs.node.driver import SwarmDriver
+from megalfs.node.front_door import FrontDoor, HttpProtocol
 from megalfs.node.http_guard import Guard, TokenSource
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.limits import TierLimits
@@ -133,7 +134,9 @@ class Node:
         self.services = [make(self) for make in services]
         self.peer_listeners: dict[ManifestId, Callable[[Sequence[PeerAddress]], None]] = {}
         self._sock: socket.socket | None = None
+        self._door: FrontDoor | None = None
         self._http: HttpServer | None = None
+        self._starting: asyncio.Task[HttpProtocol] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.started_at = self._loop.time()
 
@@ -145,8 +148,8 @@ class Node:
         """Listens; with `ports`, on the first free one of them, else on any.
 
         Args:
-            answers_at_once: False for a node that may end before anybody calls: the HTTP server is then
-                imported and started when the first connection comes in, which waits for it.
+            answers_at_once: False for a node that may end before anybody but peers calls: the HTTP server is then
+                imported and started when the first such connection comes in, which waits for it.
 
         Raises:
             BusyError: the port is taken; others as `cannot_listen`.
@@ -155,26 +158,32 @@ class Node:
         self.host, self.port = self._sock.getsockname()[:2]
         self.hub.port = self.port
         if answers_at_once or self.services or self.settings.tls_listen is not None:
-            await self._answer(self._sock)
-        else:
-            self._loop.add_reader(self._sock, self._first_call, self._sock)
+            await self._http_protocol()
+        self._door = FrontDoor(
+            self._sock, is_ours=self._may_upgrade, upgraded=self.hub.accept, http=self._http_protocol
+        )
         for service in self.services:
             await service.start()
         self._tasks.append(asyncio.create_task(self._close_idle_swarms()))
         self._tasks.append(asyncio.create_task(self.announcer.run()))
 
-    def _first_call(self, sock: socket.socket) -> None:
-        self._loop.remove_reader(sock)
-        self._tasks.append(asyncio.create_task(self._answer(sock)))
+    def _may_upgrade(self, host: str) -> bool:
+        return not self.is_draining and self.guard.is_our_name(host)
 
-    async def _answer(self, sock: socket.socket) -> None:
-        """Starts the HTTP server, on the TLS port too where there is one."""
+    async def _http_protocol(self) -> HttpProtocol:
+        """What answers an HTTP connection; the server is started when it is first asked for."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start_http())
+        return await asyncio.shield(self._starting)
+
+    async def _start_http(self) -> HttpProtocol:
         self._http = (await asyncio.to_thread(_load_http_server))(self)
-        await self._http.listen(sock)
+        protocol = await self._http.start()
         if self.settings.tls_listen is not None:
             secure, context = _listen(self.settings.tls_listen, None), _tls_context(self.settings)
             self.tls_port = secure.getsockname()[1]
-            await self._http.listen(secure, context=context)
+            await self._http.listen_tls(secure, context)
+        return protocol
 
     async def close(self) -> None:
         """Stops answering, ends every swarm and session; what is being sent right now is cut off."""
@@ -192,10 +201,12 @@ class Node:
         for manifest_id in list(self._active):
             self.remove_swarm(manifest_id)
         await self.hub.close()
+        if self._door is not None:
+            await self._door.close()
+        if self._starting is not None:
+            await asyncio.gather(self._starting, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
-        elif self._sock is not None:
-            self._loop.remove_reader(self._sock)
         if self._sock is not None:
             self._sock.close()
 

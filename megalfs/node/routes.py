@@ -30,7 +30,13 @@ from megalfs.errors import (
     StoreError,
     UsageError,
 )
-from megalfs.net.handshake import NONCE_HEADER, PROTOCOL, UPGRADE_PATH
+from megalfs.net.handshake import (
+    NONCE_BYTES_MAX,
+    NONCE_BYTES_MIN,
+    NONCE_HEADER,
+    PROTOCOL,
+    UPGRADE_PATH,
+)
 from megalfs.node import status as node_status
 from megalfs.node.bulk_route import BulkRoute
 from megalfs.node.holdings import Holding, holding_of
@@ -329,7 +335,10 @@ class Routes:
             nonce = bytes.fromhex(request.headers.get(NONCE_HEADER, ""))
         except ValueError:
             nonce = b""
-        if request.headers.get("Upgrade", "").lower() != PROTOCOL or not 16 <= len(nonce) <= 64:
+        if (
+            request.headers.get("Upgrade", "").lower() != PROTOCOL
+            or not NONCE_BYTES_MIN <= len(nonce) <= NONCE_BYTES_MAX
+        ):
             raise web.HTTPUpgradeRequired(headers={"Upgrade": PROTOCOL})
         transport = request.transport
         if transport is None or self._node.is_draining:
