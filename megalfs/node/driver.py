@@ -40,6 +40,8 @@ __all__ = ["Arrival", "SwarmDriver", "SwarmTotals"]
 log = logging.getLogger(__name__)
 
 PEERS_TOLD_MAX = 50
+# Who is new is told together: sixteen nodes that begin together would each hear 200 messages of one address.
+NEWCOMERS_S = 0.02
 
 
 def _told(session: Session) -> PeerAddress | None:
@@ -110,6 +112,7 @@ class SwarmDriver:
         self._exchanges = exchanges
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[PeerId, Session] = {}
+        self._newcomers: list[Session] = []  # of whom the others have not heard yet
         self._web_seeds: dict[PeerId, WebSeed] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._expected_count = 0
@@ -186,10 +189,19 @@ class SwarmDriver:
         addresses = tuple(address for address in known if address is not None)
         if addresses:
             session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
-        newcomer = _told(session)
-        if newcomer is not None:
-            for other in self._sessions.values():
-                other.send(Peers(self.manifest.id, (newcomer,)))
+        if not self._newcomers:
+            self._loop.call_later(NEWCOMERS_S, self._tell_newcomers)
+        self._newcomers.append(session)
+
+    def _tell_newcomers(self) -> None:
+        newcomers, self._newcomers = self._newcomers, []
+        for session in self._sessions.values():
+            # Itself a newcomer, it has heard of those before it.
+            later = newcomers[newcomers.index(session) + 1 :] if session in newcomers else newcomers
+            told = [_told(other) for other in later if PeerId(other.id) in self._sessions]
+            addresses = tuple(address for address in told if address is not None)
+            if addresses:
+                session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
 
     def expect(self, count: int) -> None:
         """So many nodes are in the swarm or on their way into it: when it is one, it gets a second lane."""
