@@ -48,8 +48,8 @@ class SwarmParams(Struct, frozen=True):
     """Yet by no more than this part of the time that the largest relayed run takes to arrive."""
     have_further_share: float = 0.6
     """News of a piece that another leecher holds age by this part of what a fetch takes: whoever lacks the piece has
-    asked there. At N = 16 that is half of all messages, for 0.001 of the bound (tests/sim; at N = 8 twice the share
-    costs 0.002, and four times 0.008)."""
+    asked there. At N = 16 that is half of all messages, and at N = 8 a quarter, for nothing (tests/sim; as long as a
+    fetch takes costs 0.02 at N = 8)."""
     have_further_s_max: float = 0.18
     """But by no more than this."""
     have_lazy_s: float = 0.2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import Protocol, assert_never
@@ -185,10 +185,7 @@ class SwarmDriver:
         """Peer exchange: the newcomer hears of the others, and they of the newcomer."""
         if not self._exchanges:
             return
-        known = [_told(other) for other in self._sessions.values()]
-        addresses = tuple(address for address in known if address is not None)
-        if addresses:
-            session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
+        self._tell(session, self._sessions.values())
         if not self._newcomers:
             self._loop.call_later(NEWCOMERS_S, self._tell_newcomers)
         self._newcomers.append(session)
@@ -198,10 +195,16 @@ class SwarmDriver:
         for session in self._sessions.values():
             # Itself a newcomer, it has heard of those before it.
             later = newcomers[newcomers.index(session) + 1 :] if session in newcomers else newcomers
-            told = [_told(other) for other in later if PeerId(other.id) in self._sessions]
-            addresses = tuple(address for address in told if address is not None)
-            if addresses:
-                session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
+            here = [other for other in later if PeerId(other.id) in self._sessions]
+            for at in range(0, len(here), PEERS_TOLD_MAX):
+                self._tell(session, here[at : at + PEERS_TOLD_MAX])
+
+    def _tell(self, session: Session, others: Iterable[Session]) -> None:
+        """Names others to a node, those that can be dialled, as many as one message may."""
+        told = [_told(other) for other in others]
+        addresses = tuple(address for address in told if address is not None)
+        if addresses:
+            session.send(Peers(self.manifest.id, addresses[:PEERS_TOLD_MAX]))
 
     def expect(self, count: int) -> None:
         """So many nodes are in the swarm or on their way into it: when it is one, it gets a second lane."""
