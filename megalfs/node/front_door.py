@@ -9,6 +9,7 @@ connections in their first second. Whatever differs in the least is the HTTP ser
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -91,7 +92,8 @@ class FrontDoor:
             return
         upgrade = upgrade_of(head)
         if upgrade is not None and self._is_ours(upgrade.host):
-            connection.recv(len(head))
+            with contextlib.suppress(OSError):  # reset since it was looked at: the hub will see that too
+                connection.recv(len(head))
             self._upgraded(connection, upgrade.nonce)
             return
         task = self._loop.create_task(self._hand_over(connection))
