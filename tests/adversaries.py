@@ -26,6 +26,7 @@ from processes import Done, Megalfs, Running, is_ready_at, wait_until
 
 from megalfs.core.ids import Oid
 from megalfs.core.manifest import SEGMENT_BYTES, Manifest
+from megalfs.core.messages import Join
 from megalfs.store.blobs import Store
 from megalfs.store.ingest import hash_file
 from megalfs.store.root import Root
@@ -329,8 +330,19 @@ def count_chunks(_: str) -> None:
     SwarmDriver.joined = joined_by_any  # type: ignore[method-assign]
 
 
+def decline(_: str) -> None:
+    """Offers the manifest, and takes no part when asked to."""
+    from megalfs.node.node import Node
+
+    def open_swarm(self: Node, join: Join) -> None:
+        return None
+
+    Node._open_swarm = open_swarm  # type: ignore[assignment,method-assign]
+
+
 ODDITIES = {
-    each.__name__: each for each in (withhold, send_false_proofs, send_false_parts, insist, count_chunks)
+    each.__name__: each
+    for each in (withhold, send_false_proofs, send_false_parts, insist, count_chunks, decline)
 }
 
 

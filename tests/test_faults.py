@@ -146,6 +146,15 @@ def test_a_peer_that_counts_in_chunks(scene: Scene) -> None:
     assert summary["rejected"] == {}
 
 
+def test_a_peer_that_takes_no_part_is_not_waited_for(scene: Scene) -> None:
+    stage = scene.stage
+    declining = serve_odd(stage.node("declining"), scene.model, scene.true, "decline")
+    leecher = stage.node("leecher", MEGALFS_MANIFEST_SWITCH_S="600")  # a stall would outlast the test
+    summary = pulled(leecher, scene.oid, "--peer", declining.address)
+    assert (leecher.directory / "got.bin").read_bytes() == scene.content  # by HTTP, as a whole
+    assert summary["rejected"] == {}
+
+
 def test_no_peer(scene: Scene) -> None:
     leecher = scene.stage.node("leecher")
     error = error_of(pull(leecher, scene.oid, "--peer", "127.0.0.1:9"), 5)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from adversaries import FORGERIES, adopt, manifest_of
+from adversaries import FORGERIES, adopt, flip, manifest_of
 from helpers_lfs import Person, content, new_person, objects_in, oid_of, received, requires_git_lfs
 from processes import wait_until
 
@@ -172,11 +172,10 @@ def test_a_peer_that_sends_wrong_bytes(new_person: NewPerson) -> None:
     honest.git("clone", "-q", liar.directory / "work.git", "clone")
     honest.kill_node(signal.SIGTERM)
     path = liar.root / "lfs" / oid_of(data)
-    found = path.stat()
-    with path.open("r+b") as file:
-        file.seek(1_500_000)
-        file.write(b"something else")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # as a disk that rots: nothing shows
+    manifest = manifest_of(path)
+    # A chunk of one part, which needs no proof: the liar would notice while it makes one.
+    rotten = next(n for n in range(manifest.piece_count) if manifest.parts.of_chunks(n, 1)[1] == 1)
+    flip(path, manifest.run_extent(rotten, 1)[0])
 
     bob.environ["MEGALFS_PEERS"] = liar.address
     bob.git("clone", "-q", liar.directory / "work.git", "clone", environ={"GIT_LFS_SKIP_SMUDGE": "1"})

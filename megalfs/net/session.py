@@ -97,6 +97,7 @@ class Session(Struct, eq=False):
         is_dialer: whether we opened the connections.
         dialled: what we dialled, when we did.
         source: where the peer came from, when it dialled us, with the port that it says it listens on.
+        joins_sent: what we take part in, as far as the peer knows; each is set once the peer does not.
         address: where others may dial the peer, as far as we know; None for one that does not listen.
     """
 
@@ -114,7 +115,7 @@ class Session(Struct, eq=False):
     receive_lanes: set[ReceiveLane] = field(default_factory=set)
     send_lanes: set[SendLane] = field(default_factory=set)
     lanes_wanted: int = 0
-    joins_sent: set[ManifestId] = field(default_factory=set)
+    joins_sent: dict[ManifestId, asyncio.Event] = field(default_factory=dict)
     joined: set[ManifestId] = field(default_factory=set)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     closing_reason: str = ""

@@ -326,12 +326,13 @@ class Attempt:
         return all(dial.task is None for dial in self._dials.values())
 
     async def _join(self, address: HostPort, dial: _Dial) -> None:
-        """Keeps one peer: dials, joins, and waits for the end of the session before it tries again."""
+        """Keeps one peer: dials, joins, and waits until it takes part no longer before it tries again."""
         try:
             session = await self._node.hub.connect(address.host, address.port)
-            self.driver.join(session)
-            dial.pause_s = RECONNECT_S_MIN
-            await session.closed.wait()
+            joined_at = self._loop.time()
+            await self.driver.join(session).wait()
+            if self._loop.time() - joined_at > dial.pause_s:  # else it was no better than nobody
+                dial.pause_s = RECONNECT_S_MIN
         except MegalfsError as error:
             log.info("peer %s: %s", address, error)
         finally:

@@ -148,12 +148,20 @@ class SwarmDriver:
         """The nodes that take part."""
         return list(self._sessions.values())
 
-    def join(self, session: Session) -> None:
-        """Tells a node that we take part; it answers with its own Join when it does too."""
-        if self.manifest.id not in session.joins_sent and not session.is_closed:
-            session.joins_sent.add(self.manifest.id)
-            manifest = self.manifest
+    def join(self, session: Session) -> asyncio.Event:
+        """Tells a node that we take part; it answers with its own Join when it does too.
+
+        Returns:
+            What is set once it takes part no longer, or has said that it does not.
+        """
+        if session.is_closed:
+            return session.closed
+        manifest = self.manifest
+        end = session.joins_sent.get(manifest.id)
+        if end is None:
+            end = session.joins_sent[manifest.id] = asyncio.Event()
             session.send(Join(manifest.id, manifest.oid, self.parts.count, self.swarm.is_complete))
+        return end
 
     def joined(self, session: Session, piece_count: int) -> None:
         """The other side takes part: from here on the core knows it.
@@ -220,7 +228,8 @@ class SwarmDriver:
     def left(self, session: Session) -> None:
         """The session ended, or the node takes part no longer."""
         peer = PeerId(session.id)
-        session.joins_sent.discard(self.manifest.id)
+        if (end := session.joins_sent.pop(self.manifest.id, None)) is not None:
+            end.set()
         if self._sessions.pop(peer, None) is None:
             return
         self.swarm.disconnected(peer, now=self._loop.time())
@@ -480,9 +489,9 @@ class SwarmDriver:
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for session in self._sessions.values():
-            session.joins_sent.discard(self.manifest.id)
-            session.send(Leave(self.manifest.id))
+        for session in self._hub.sessions.values():  # also those that have not answered yet
+            if session.joins_sent.pop(self.manifest.id, None) is not None:
+                session.send(Leave(self.manifest.id))
         for seed in self._web_seeds.values():
             seed.close()
         self._sessions.clear()

@@ -266,7 +266,7 @@ class PeerHub:
     def _forget(self, session: Session) -> None:
         self.sessions.pop(session.id, None)
         log.info("peer %s: %s", session.name, session.closing_reason)
-        for manifest_id in session.joined | session.joins_sent:
+        for manifest_id in {*session.joined, *session.joins_sent}:
             if (swarm := self._find_swarm(manifest_id)) is not None:
                 swarm.left(session)
 
