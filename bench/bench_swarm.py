@@ -1,12 +1,13 @@
 """One seeder and N receivers on shaped links in network namespaces: time of the last finisher against the bound.
 
     sudo .venv/bin/python bench/bench_swarm.py [--nodes 8] [--mbit 100] [--size-mib 256] [--rounds 1]
-         [--scenario equal,slow,kill,late,leave,origin,racks] [--rivals libtorrent,aria2]
+         [--scenario equal,slow,kill,late,leave,origin,racks,thin] [--rivals libtorrent,aria2]
 
-Scenarios run one after another in every round; "x equal" is the time against the median of `equal` in the same
-command. equal: nothing happens. slow: one receiver has a fifth of the bandwidth. kill: one is killed in the
-middle. late: one joins then. leave: the seeder is killed once one copy is out (its link counts 1.04). origin: the
-first host is a plain HTTP origin to all. racks: two racks joined by one link of one host's rate.
+Scenarios run one after another in every round, with rivals `equal` and `thin`; "x equal" is the time against the
+median of `equal` in the same command. equal: nothing happens. slow: one receiver has a fifth of the bandwidth. kill:
+one is killed in the middle. late: one joins then. leave: the seeder is killed once one copy is out (its link counts
+1.04). origin: the first host is a plain HTTP origin to all. racks: two racks joined by one link of one host's rate.
+thin: receivers have a fifth of the bandwidth up, the seeder has five times as much.
 
 The bound is the fluid one (Kumar & Ross 2006) on goodput = 0.957 x link rate (Ethernet, IP and TCP headers):
 max(F/u_s, F/min d_i, N F/(u_s + sum u_i)). Beside it, `floor(log2 N)/M` more, stands the bound with store and
@@ -39,7 +40,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GOODPUT = 0.957
 PORT = 7427
 CHUNKS = ", chunks of "
-SCENARIOS = ("equal", "slow", "kill", "late", "leave", "origin", "racks")
+SCENARIOS = ("equal", "slow", "kill", "late", "leave", "origin", "racks", "thin")
+WITH_RIVALS = ("equal", "thin")
+THIN, THIN_SEEDER = 5, 5
 
 
 @dataclass
@@ -57,6 +60,9 @@ class Figures:
     def shown_s(self, scenario: str) -> float:
         """When the last one had finished; beside a slow one, the last of the others."""
         return self.others_s if scenario == "slow" else self.last_s
+
+
+Run = tuple[str, float, Figures]  # scenario, bound in seconds, what came of it
 
 
 def wait_for(check: Callable[[], bool], what: str, timeout_s: float) -> None:
@@ -471,25 +477,24 @@ def main() -> None:
         return
     rivals = [each for each in args.rivals.split(",") if each]
     ours = ["megalfs" + (f"{CHUNKS}{size}" if size else "") for size in args.chunk_sizes.split(",")]
-    runs: list[tuple[str, Figures]] = []
+    runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="megalfs-swarm-") as name:
         model = make_model(Path(name) / "model.safetensors", args.size_mib)
-        bound = model.stat().st_size / (args.mbit * 1e6 / 8 * GOODPUT)
         for round_index in range(args.rounds):
             for scenario in args.scenario:
-                for client in [*ours, *(rivals if scenario == "equal" else [])]:
+                bound = bound_of(scenario, args.nodes, args.mbit, model.stat().st_size)
+                for client in [*ours, *(rivals if scenario in WITH_RIVALS else [])]:
                     where = Path(name) / f"{client}-{scenario}{round_index}"
                     figures = play(client, scenario, args, where, model, bound)
                     shutil.rmtree(where, ignore_errors=True)  # 4 GiB at N = 16
                     if figures is not None:
-                        runs.append((scenario, figures))
-                        print(*row(scenario, figures, bound, runs), file=sys.stderr, flush=True)
+                        runs.append((scenario, bound, figures))
+                        print(*row(*runs[-1], runs), file=sys.stderr, flush=True)
     print(f"{machine()} (in the namespaces {args.congestion})")
-    print(
-        f"1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB, bound {bound:.1f} s"
-    )
-    columns = ["scenario", "client", "last s", "of bound", "x equal", "copies", "redundant", "CPU s/GiB", ""]
-    print(table(columns, [row(scenario, figures, bound, runs) for scenario, figures in runs]))
+    print(f"1 seeder, {args.nodes} receivers, {args.mbit:g} Mbit/s each way, {args.size_mib} MiB")
+    columns = ["scenario", "client", "bound s", "last s", "of bound", "x equal"]
+    columns += ["copies", "redundant", "CPU s/GiB", ""]
+    print(table(columns, [row(*each, runs) for each in runs]))
 
 
 def scenarios_of(text: str) -> list[str]:
@@ -500,13 +505,21 @@ def scenarios_of(text: str) -> list[str]:
     return names
 
 
-def row(scenario: str, figures: Figures, bound: float, runs: list[tuple[str, Figures]]) -> list[str]:
+def bound_of(scenario: str, nodes: int, mbit: float, size: int) -> float:
+    """The least time in which all can have `size` bytes: Kumar and Ross. Of `slow`, the others' time."""
+    rate = mbit * 1e6 / 8 * GOODPUT
+    seeder, up = (THIN_SEEDER * rate, rate / THIN) if scenario == "thin" else (rate, rate)
+    return max(size / seeder, size / rate, nodes * size / (seeder + nodes * up))
+
+
+def row(scenario: str, bound: float, figures: Figures, runs: list[Run]) -> list[str]:
     """One line of the table; of a slow receiver's world, the others' time."""
     shown = figures.shown_s(scenario)
-    undisturbed = [one.last_s for name, one in runs if name == "equal" and one.client == figures.client]
+    undisturbed = [one.last_s for name, _, one in runs if name == "equal" and one.client == figures.client]
     return [
         scenario,
         figures.client,
+        f"{bound:.1f}",
         f"{shown:.2f}",
         f"{bound / shown:.3f}",
         f"{shown / statistics.median(undisturbed):.2f}" if undisturbed else "-",
@@ -539,6 +552,10 @@ def play(
     ) as network:
         if scenario == "slow":
             network.hosts[-1].shape(args.mbit / 5)
+        if scenario == "thin":
+            network.hosts[0].shape(THIN_SEEDER * args.mbit)
+            for host in network.hosts[1:]:
+                host.shape(args.mbit, up_mbit=args.mbit / THIN)
         client = (
             Megalfs(client_name, network, directory, model, scenario)
             if client_name.startswith("megalfs")

@@ -63,12 +63,11 @@ class Host:
         ).stdout
         return int(text)
 
-    def shape(self, mbit: float) -> None:
-        """Sets both directions of its link."""
-        rate = f"{mbit}mbit"
-        shaping = ["root", "tbf", "rate", rate, "burst", BURST, "latency", LATENCY]
-        run("tc", "-n", self.name, "qdisc", "replace", "dev", "eth0", *shaping)
-        run("tc", "-n", self.switch, "qdisc", "replace", "dev", self.outside, *shaping)
+    def shape(self, mbit: float, *, up_mbit: float | None = None) -> None:
+        """Sets both directions of its link, or its downlink and its uplink."""
+        for name, device, rate in ((self.switch, self.outside, mbit), (self.name, "eth0", up_mbit or mbit)):
+            shaping = ["rate", f"{rate}mbit", "burst", BURST, "latency", LATENCY]
+            run("tc", "-n", name, "qdisc", "replace", "dev", device, "root", "tbf", *shaping)
 
     def cut(self) -> None:
         """Takes the link down: a silent death."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sim.scenes import MBIT, Result, broadcast, measure, origin_and_nodes, two_racks
+from sim.scenes import MBIT, Result, broadcast, cdc_world, measure, origin_and_nodes, two_racks
 from sim.world import Node, World
 
 RATE = 100 * MBIT
@@ -57,6 +57,28 @@ def test_a_faster_seeder_is_used() -> None:
     world, seeder, nodes = broadcast(8, RATE, chunks=300)
     seeder.host.up *= 4
     assert finish(world, seeder, nodes).efficiency >= 0.93
+
+
+@pytest.mark.parametrize("faster", [1, 5])
+def test_thin_uplinks_leave_it_to_the_seeder(faster: int) -> None:
+    world, seeder, nodes = broadcast(8, RATE, chunks=300)
+    seeder.host.up *= faster
+    for node in nodes:
+        node.host.up *= 0.2
+    assert finish(world, seeder, nodes).efficiency >= 0.93
+
+
+@pytest.mark.parametrize(("leechers", "down"), [(2, RATE), (3, RATE), (3, 10 * RATE), (8, RATE)])
+def test_leechers_that_never_meet_get_all_the_seeder_can_send(leechers: int, down: float) -> None:
+    world = cdc_world(300, seed=1)
+    world.checked_one_in = 0
+    seeder = world.add_seeder(up=10 * RATE, down=RATE)
+    nodes = [world.add(up=RATE, down=down) for _ in range(leechers)]
+    for node in nodes:
+        world.connect(seeder, node)
+    bound_s = max(leechers * world.size / seeder.host.up, world.size / down)
+    world.run(limit=20 * bound_s)
+    assert max(map(seconds, nodes)) <= bound_s / 0.93
 
 
 def test_three_seeders_serve_one_leecher_together() -> None:

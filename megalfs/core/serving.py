@@ -162,7 +162,7 @@ class Serving:
             # Everything is out once: from here on peers ask.
             self._turn_granting()
             return None
-        grantee = self._grantee(grants.travelling(now - self._slow_s()))
+        grantee = self._grantee(grants, now - self._slow_s())
         if grantee is None:
             return None
         run = grants.take(grantee, self._grant_bytes(grantee, now), now)
@@ -173,8 +173,15 @@ class Serving:
         grantee.granted = self._granted + self._state.pieces.bytes_of(run)
         return grantee.peer, run
 
-    def _grantee(self, busy: list[Session]) -> Session | None:
-        """The nearest leecher with credit that is not busy, does spread, and was given least."""
+    def _grantee(self, grants: Grants, since: float) -> Session | None:
+        """The nearest leecher with credit that is not busy, does spread, and was given least.
+
+        Args:
+            since: a run that was sent before is slow.
+        """
+        busy = grants.travelling(since)
+        oldest_at = grants.oldest_at()
+        is_slow = oldest_at is not None and oldest_at < since
         per_peer = self._per_peer()
         newcomers = sum(_is_new(one) for one in busy)
         ready = [
@@ -186,10 +193,10 @@ class Serving:
             and not (_is_new(session) and newcomers >= self._state.params.newcomers_max)
         ]
         spreading = [one for one in ready if one.unspread < self._state.params.unspread_max]
-        if not spreading and not busy:
-            spreading = ready  # an idle uplink helps nobody
-        assert self._grants is not None
-        return next(filter(self._grants.has_for, sorted(spreading, key=_turn)), None)
+        if not spreading and (is_slow or not busy):
+            # An idle uplink helps nobody, nor does waiting for leechers whose uplinks are thin or that never met.
+            spreading = ready
+        return next(filter(grants.has_for, sorted(spreading, key=_turn)), None)
 
     def _grant_bytes(self, session: Session, now: float) -> int:
         params = self._state.params
