@@ -59,9 +59,10 @@ def test_a_faster_seeder_is_used() -> None:
     assert finish(world, seeder, nodes).efficiency >= 0.93
 
 
-@pytest.mark.parametrize("faster", [1, 5])
-def test_thin_uplinks_leave_it_to_the_seeder(faster: int) -> None:
-    world, seeder, nodes = broadcast(8, RATE, chunks=300)
+@pytest.mark.parametrize(("faster", "latency_s"), [(1, 0.001), (5, 0.001), (5, 0.02)])
+def test_thin_uplinks_leave_it_to_the_seeder(faster: int, latency_s: float) -> None:
+    world, seeder, nodes = broadcast(8, RATE, chunks=600)
+    world.network.latency = latency_s
     seeder.host.up *= faster
     for node in nodes:
         node.host.up *= 0.2

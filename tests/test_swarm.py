@@ -343,16 +343,44 @@ def test_a_grant_returns_when_its_leecher_leaves() -> None:
     assert again[0].peer != first.peer
 
 
-def test_a_grant_that_does_not_spread_goes_out_again() -> None:
-    solo, _ = granting(pieces=40, leechers=2)
-    serves = solo.effects(Serve)
-    for serve in serves:
-        solo.swarm.served(serve.peer, serve.first, 1, ok=True, now=0.0)
-    front = {serve.first for serve in serves}
-    solo.wait(30.0)
-    for peer in (1, 2):
-        solo.hear(PeerId(peer), HaveRuns(MANIFEST, (Run(0, 40),)))
-    assert front  # the pool got them back, and nothing looped: `wait` came to an end
+def take_all(solo: Solo, *takers: PeerId) -> list[int]:
+    """The pieces granted until none is left; the takers hold what they get and take more, others say nothing."""
+    pieces: list[int] = []
+    while (serves := solo.effects(Serve)) or solo.swarm.is_granting:
+        for serve in serves:
+            pieces += range(serve.first, serve.first + serve.count)
+            solo.swarm.served(serve.peer, serve.first, serve.count, ok=True, now=solo.now)
+            if serve.peer in takers:
+                solo.hear(serve.peer, HaveRuns(MANIFEST, (Run(serve.first, serve.count),)))
+                solo.hear(serve.peer, Credit(MANIFEST, 1))
+        solo.wait(0.05)
+        assert solo.now < 60.0
+    return pieces
+
+
+def test_a_grant_that_does_not_arrive_goes_out_again() -> None:
+    solo, (one, _) = granting(pieces=40, leechers=2)
+    pieces = take_all(solo, one)
+    assert set(pieces) == set(range(40))
+    assert len(pieces) > 40
+
+
+def test_what_does_not_spread_is_granted_once_and_then_asked_for() -> None:
+    solo, peers = granting(pieces=200, leechers=3)
+    assert sorted(take_all(solo, *peers)) == list(range(200))
+    assert solo.now < 200 / 3 * 0.05 * 1.5  # nobody was waited for
+
+
+def test_credit_says_that_a_run_has_come_before_its_pieces_are_announced() -> None:
+    solo, (one, *_) = granting(pieces=40, leechers=8)  # one run each at a time
+    (first,) = (serve for serve in solo.effects(Serve) if serve.peer == one)
+    solo.swarm.served(one, first.first, 1, ok=True, now=0.0)
+    solo.hear(one, HaveRuns(MANIFEST, (Run(first.first, 1),)))
+    for _ in range(2):
+        (serve,) = (serve for serve in solo.effects(Serve) if serve.peer == one)
+        solo.swarm.served(one, serve.first, 1, ok=True, now=0.0)
+        assert not [serve for serve in solo.effects(Serve) if serve.peer == one]
+        solo.hear(one, Credit(MANIFEST, 1))
 
 
 def test_a_leecher_gives_credit_and_takes_what_it_is_granted() -> None:

@@ -10,13 +10,13 @@ from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
-from megalfs.core.picker import depth, pick, run_bytes
+from megalfs.core.picker import pick, run_bytes, wanted_bytes
 from megalfs.core.session import GRANTS, NODE, Flight, Session
 from megalfs.core.state import SwarmState
 
 __all__ = ["Counters", "Fetching"]
 
-MEAN_WEIGHT = 0.1  # of the newest run in the running mean
+MEAN_WEIGHT = DELAY_WEIGHT = 0.1  # of the newest run in a running mean
 COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
 UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
 
@@ -250,7 +250,9 @@ class Fetching:
         flight.has_begun = True
         self._unbegun.pop(flight, None)
         delay = now - flight.asked_at
-        session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
+        known = delay if session.delay_s is None else session.delay_s
+        # Down at once, up slowly: queues of the network may stay, those of the peer itself should not be filled.
+        session.delay_s = min(delay, known + DELAY_WEIGHT * (delay - known))
 
     def _land(self, session: Session, run: Run, now: float) -> bool:
         """The run is here, and no longer expected of this peer; returns whether of nobody else either."""
@@ -356,13 +358,21 @@ class Fetching:
             return
         rate = session.down.rate(now)
         size = self._run_bytes(rate, now)
-        session.room = depth(state.params, session, rate=rate, size=size, is_alone=not state.leechers)
-        while len(session.flights) < session.room:
+        params = state.params
+        wanted = wanted_bytes(params, session, rate=rate, size=size)
+        flights, bytes_of = session.flights, state.pieces.bytes_of
+        outstanding = sum(bytes_of(part) for flight in flights for part in flight.remaining)
+        # Nobody else fetches: each lane busy and one run queued behind it.
+        least = 1 if state.leechers else 2 * params.lanes
+        session.room = params.depth_max
+        while len(flights) < least or (outstanding < wanted and len(flights) < params.depth_max):
             run = pick(state, session, size, now)
             if run is None:
                 self._await_others()
                 return
             self._ask(session, run, now)
+            outstanding += bytes_of(run)
+        session.room = len(flights)
 
     def _use_idle(self, session: Session, now: float) -> None:
         """A peer that has nothing new for us can still take over what waits elsewhere."""

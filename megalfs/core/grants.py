@@ -6,7 +6,8 @@ nothing and chooses late, when a slot is free: the next run that nobody holds, t
 that has waited longest and has few runs that it alone holds.
 
 The pool is what no leecher is known to hold and is not on its way. A run returns to it when its leecher
-leaves, or when it has not spread in time.
+leaves, or when it has not arrived in time. One that arrived and does not spread is asked for once all is out:
+a leecher that passes nothing on holds back a few runs, and leechers that never meet are not granted for ever.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ class Grant:
         self.session = session
         self.run = run
         self.sent_at = sent_at
-        self.has_arrived = False
 
 
 class Grants:
@@ -49,8 +49,9 @@ class Grants:
         self._pool: Bits = np.zeros(pieces.count, dtype=np.bool_)
         self._left = 0
         self._open: dict[int, Grant] = {}
+        self._travelling: dict[int, Grant] = {}  # of them, in the order of sending
         self.mean_s = MEAN_S_INITIAL
-        """How long a run took lately from being sent to being announced."""
+        """How long a run took lately until its leecher said that it came."""
         self._number = 0
         self._grant_of: npt.NDArray[np.int32] = np.zeros(pieces.count, dtype=np.int32)
         # Several seeders of one swarm do not hear of each other: each begins elsewhere.
@@ -89,10 +90,16 @@ class Grants:
         self._front = run.end
         self._drain(run)
         self._number += 1
-        self._open[self._number] = Grant(session, run, now)
+        self._open[self._number] = self._travelling[self._number] = Grant(session, run, now)
         self._grant_of[run.first : run.end] = self._number
-        session.unspread += 1
+        session.unspread[self._number] = now
         return run
+
+    def credited(self, session: Session, count: int, now: float) -> None:
+        """A leecher takes more: as many runs have arrived there, the oldest, which it may announce later."""
+        mine = [number for number, grant in self._travelling.items() if grant.session is session]
+        for number in mine[:count]:
+            self._arrived(number, now)
 
     def announced(self, session: Session, run: Run, now: float) -> None:
         """A leecher holds the run now."""
@@ -101,25 +108,21 @@ class Grants:
             grant = self._open.get(number)
             if grant is None:
                 continue
-            if grant.session is session and not grant.has_arrived and session.holds_all(grant.run):
-                grant.has_arrived = True
-                self.mean_s += MEAN_WEIGHT * (now - grant.sent_at - self.mean_s)
+            if grant.session is session and session.holds_all(grant.run):
+                self._arrived(number, now)
             if self._copies(grant.run) >= SPREAD_COPIES:
                 self._close(number)
 
-    def travelling(self, since: float) -> list[Session]:
-        """The leechers of runs sent since then that they have not announced."""
+    def travelling(self, since: float) -> list[PeerId]:
+        """The leechers of runs sent since then that have not arrived, by their word."""
         # What sendfile has handed to a socket may still be seconds from its leecher; only the leecher's
         # word counts. Without that, late binding ends at the socket buffer (3 % of the time at N = 16).
-        grants = self._open.values()
-        return [grant.session for grant in grants if not grant.has_arrived and grant.sent_at > since]
+        return [grant.session.peer for grant in self._travelling.values() if grant.sent_at > since]
 
     def left(self, session: Session) -> None:
         """The leecher is gone: what only it was given may go out again."""
-        for number, grant in list(self._open.items()):
-            if grant.session is session:
-                self._close(number)
-                self._return(grant.run)
+        for number in list(session.unspread):
+            self._return(self._close(number))
 
     def failed(self, session: Session, run: Run) -> bool:
         """The run did not reach its leecher; False when it was not given to it."""
@@ -128,25 +131,19 @@ class Grants:
             grant = self._open.get(number)
             if grant is not None and grant.session is session:
                 is_ours = True
-                self._close(number)
-                self._return(grant.run)
+                self._return(self._close(number))
         return is_ours
 
     def expire(self, now: float, patience_s: float) -> None:
-        """Runs that have not spread in time go out again, if no second leecher holds them."""
-        for number, grant in list(self._open.items()):
+        """Runs that have not arrived in time go out again."""
+        for number, grant in list(self._travelling.items()):
             if grant.sent_at + patience_s > now:
-                break  # in the order of sending
-            self._close(number)
-            self._return(grant.run)
+                break
+            self._return(self._close(number))
 
     def oldest_at(self) -> float | None:
-        """When the oldest run that has not spread was sent."""
-        return next(iter(self._open.values())).sent_at if self._open else None
-
-    def open_for(self, peer: PeerId) -> list[Run]:
-        """The runs given to a peer that have not spread."""
-        return [grant.run for grant in self._open.values() if grant.session.peer == peer]
+        """When the oldest run that has not arrived was sent."""
+        return next(iter(self._travelling.values())).sent_at if self._travelling else None
 
     def _open_to(self, session: Session) -> Bits:
         return self._pool if session.holds is None else self._pool & ~session.holds.bits
@@ -154,11 +151,18 @@ class Grants:
     def _copies(self, run: Run) -> int:
         return int(self._availability.counts(run.first, run.end).min()) + self._availability.full
 
-    def _close(self, number: int) -> None:
+    def _arrived(self, number: int, now: float) -> None:
+        grant = self._travelling.pop(number, None)
+        if grant is not None:
+            self.mean_s += MEAN_WEIGHT * (now - grant.sent_at - self.mean_s)
+
+    def _close(self, number: int) -> Run:
         grant = self._open.pop(number)
-        grant.session.unspread -= 1
+        self._travelling.pop(number, None)
+        del grant.session.unspread[number]
         mine = self._grant_of[grant.run.first : grant.run.end]
         mine[mine == number] = 0
+        return grant.run
 
     def _return(self, run: Run) -> None:
         if self._availability.full:

@@ -36,8 +36,10 @@ class SwarmParams(Struct, frozen=True):
     queue_s: float = 0.01
     """What a peer may have queued for us beyond one run. Deep queues cost libtorrent 30-45 %; 10 ms cover a
     thread's wake-up and leave one single run at 100 Mbit/s."""
-    depth_max: int = 8
-    """Runs outstanding at one peer, on the longest link: 400 ms of round trip at `run_s`."""
+    queue_s_max: float = 0.4
+    """The longest round trip, queues in the network included, that is filled at full rate."""
+    depth_max: int = 32
+    """Runs outstanding at one peer: 5 MB in single parts, which is 0.4 s at 100 Mbit/s."""
 
     # -- haves
     have_delay_s: float = 0.005
@@ -85,8 +87,8 @@ class SwarmParams(Struct, frozen=True):
     """Leechers without a piece that are granted one at a time: the first arrives, and is relayed, sooner."""
     unspread_max: int = 3
     """Granted runs of one leecher that nobody else holds yet (prototype, W)."""
-    spread_s_min: float = 2.0
-    """A granted run that no second leecher holds after this goes back to the pool (prototype)."""
+    arrive_s_min: float = 2.0
+    """A granted run that has not arrived after this goes back to the pool (prototype)."""
 
     # -- patience
     timeout_s_min: float = 1.5

@@ -88,6 +88,8 @@ class Serving:
     def credited(self, session: Session, count: int, now: float) -> None:
         """A leecher takes more runs of our choice."""
         session.credit = min(session.credit + count, self._state.params.credits_max)
+        if self._grants is not None:
+            self._grants.credited(session, count, now)
         self.go_on(now)
 
     def ended(self, session: Session | None, peer: PeerId, run: Run, *, ok: bool, now: float) -> None:
@@ -116,9 +118,9 @@ class Serving:
                 self._reject(session, queued, RejectReason.WITHDRAWN, weight=0)
 
     def check(self, now: float) -> None:
-        """Runs that have not spread return to the pool; a slot may have stopped counting."""
+        """Runs that have not arrived return to the pool; a slot may have stopped counting."""
         if self._grants is not None:
-            self._grants.expire(now, self._spread_s())
+            self._grants.expire(now, self._patience_s())
         self.go_on(now)
 
     def go_on(self, now: float) -> None:
@@ -139,8 +141,8 @@ class Serving:
         oldest = self._grants.oldest_at() if self._grants is not None else None
         if oldest is None:
             return slow_at
-        spread_at = max(now, oldest + self._spread_s())
-        return spread_at if slow_at is None else min(slow_at, spread_at)
+        expires_at = max(now, oldest + self._patience_s())
+        return expires_at if slow_at is None else min(slow_at, expires_at)
 
     def _turn_granting(self) -> None:
         self.is_granting = not self.is_granting
@@ -162,10 +164,16 @@ class Serving:
             # Everything is out once: from here on peers ask.
             self._turn_granting()
             return None
-        grantee = self._grantee(grants, now - self._slow_s())
+        since = now - self._slow_s()
+        leechers = [session for session in self._state.sessions.values() if session.is_leecher]
+        # All hold runs that nobody else wants or gets: thin uplinks, or leechers that never met.
+        all_stuck = all(_is_stuck(session, since) for session in leechers)
+        # Then a late choice is worth nothing, and what a socket has taken is done.
+        receivers = self._uploads.receivers() if all_stuck else grants.travelling(since)
+        grantee = self._grantee(grants, leechers, receivers, all_stuck=all_stuck)
         if grantee is None:
             return None
-        run = grants.take(grantee, self._grant_bytes(grantee, now), now)
+        run = grants.take(grantee, self._grant_bytes(grantee, now, all_stuck=all_stuck), now)
         grantee.credit -= 1
         # By bytes, not by runs: one chunk of 1 MiB is as much to relay as four others, and who has nothing left to
         # relay leaves an uplink idle. Start tags (Goyal et al., SFQ, 1996), so that nobody saves up turns.
@@ -173,35 +181,34 @@ class Serving:
         grantee.granted = self._granted + self._state.pieces.bytes_of(run)
         return grantee.peer, run
 
-    def _grantee(self, grants: Grants, since: float) -> Session | None:
+    def _grantee(
+        self, grants: Grants, leechers: list[Session], receivers: list[PeerId], *, all_stuck: bool
+    ) -> Session | None:
         """The nearest leecher with credit that is not busy, does spread, and was given least.
 
         Args:
-            since: a run that was sent before is slow.
+            receivers: whom runs are on their way to, each as often as it has some.
         """
-        busy = grants.travelling(since)
-        oldest_at = grants.oldest_at()
-        is_slow = oldest_at is not None and oldest_at < since
-        per_peer = self._per_peer()
-        newcomers = sum(_is_new(one) for one in busy)
+        params, per_peer = self._state.params, self._per_peer()
+        newcomers = sum(receivers.count(session.peer) for session in leechers if _is_new(session))
         ready = [
             session
-            for session in self._state.sessions.values()
+            for session in leechers
             if session.credit > 0
-            and session.is_leecher
-            and busy.count(session) < (1 if _is_new(session) else per_peer)
-            and not (_is_new(session) and newcomers >= self._state.params.newcomers_max)
+            and receivers.count(session.peer) < (1 if _is_new(session) else per_peer)
+            and not (_is_new(session) and newcomers >= params.newcomers_max)
         ]
-        spreading = [one for one in ready if one.unspread < self._state.params.unspread_max]
-        if not spreading and (is_slow or not busy):
-            # An idle uplink helps nobody, nor does waiting for leechers whose uplinks are thin or that never met.
-            spreading = ready
+        spreading = [one for one in ready if len(one.unspread) < params.unspread_max]
+        if not spreading and (all_stuck or not receivers):
+            spreading = ready  # an idle uplink helps nobody
         return next(filter(grants.has_for, sorted(spreading, key=_turn)), None)
 
-    def _grant_bytes(self, session: Session, now: float) -> int:
+    def _grant_bytes(self, session: Session, now: float, *, all_stuck: bool) -> int:
         params = self._state.params
         rate = session.up.rate(now)
         size = rate * params.run_s if rate > 0 else float(params.run_bytes_initial)
+        if all_stuck:
+            size = float(params.run_bytes_max)
         return int(max(1.0, min(size, params.run_bytes_max, relay_bytes_max(self._state))))
 
     def _slow_s(self) -> float:
@@ -209,9 +216,9 @@ class Serving:
         assert self._grants is not None
         return max(params.slow_slot_s_min, params.slow_slot_factor * self._grants.mean_s)
 
-    def _spread_s(self) -> float:
+    def _patience_s(self) -> float:
         params = self._state.params
-        return max(params.spread_s_min, 2 * self._state.leechers * self._uploads.mean_s)
+        return max(params.arrive_s_min, 2 * self._state.leechers * self._uploads.mean_s)
 
     def _reject(self, session: Session, run: Run, reason: RejectReason, *, weight: int = 1) -> None:
         if session.kind is NODE:
@@ -221,6 +228,11 @@ class Serving:
 
 def _turn(session: Session) -> tuple[int, int, PeerId]:
     return session.tier, session.granted, session.peer
+
+
+def _is_stuck(session: Session, since: float) -> bool:
+    """Whether it holds a run that was sent before `since` and that nobody else has."""
+    return bool(session.unspread) and next(iter(session.unspread.values())) < since
 
 
 def _is_new(session: Session) -> bool:

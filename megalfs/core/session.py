@@ -110,6 +110,7 @@ class Session:
         """Runs that were taken back from it since it last sent anything: they do not make it less silent."""
         self.failures = 0
         self.delay_s: float | None = None
+        """From asking to the first byte, lately."""
         self.last_end = 0
         """Where the last run asked of it ended: an origin is read on from there."""
 
@@ -117,7 +118,8 @@ class Session:
         self.credit = 0
         self.granted = 0
         """Bytes that were granted to it, or to those whose turn it was before it came: who has least is next."""
-        self.unspread = 0
+        self.unspread: dict[int, float] = {}
+        """The runs granted to it that nobody else has, by number, and when each was sent; the oldest first."""
 
         # -- accounts
         self.strikes = 0

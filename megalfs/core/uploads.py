@@ -75,6 +75,10 @@ class Uploads:
         """Runs being sent to this peer."""
         return sum(upload.peer == peer for upload in self._active)
 
+    def receivers(self) -> list[PeerId]:
+        """Whom runs are being sent to, each as often as it has some."""
+        return [upload.peer for upload in self._active]
+
     def has_room(self, now: float) -> bool:
         """Whether another run may be sent."""
         slow_s = self._slow_s()
