@@ -166,8 +166,8 @@ class Serving:
             return None
         since = now - self._slow_s()
         leechers = [session for session in self._state.sessions.values() if session.is_leecher]
-        # All hold runs that nobody else wants or gets: thin uplinks, or leechers that never met.
-        all_stuck = all(_is_stuck(session, since) for session in leechers)
+        # All that take anything hold runs that nobody else gets: thin uplinks, or leechers that never met.
+        all_stuck = all(_is_stuck(one, since) for one in leechers if one.credit or one.unspread)
         # Then a late choice is worth nothing, and what a socket has taken is done.
         receivers = self._uploads.receivers() if all_stuck else grants.travelling(since)
         grantee = self._grantee(grants, leechers, receivers, all_stuck=all_stuck)
