@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from processes import wait_until
 
 from megalfs.config import load
+from megalfs.core.messages import Join, PeerAddress
 from megalfs.core.signing import SigningKey
 from megalfs.formats.hostport import HostPort
 from megalfs.net.sockets import SocketOptions, tune
 from megalfs.node.identity import LocalIdentity
 from megalfs.node.node import Node
 from megalfs.store.blobs import Store
+from megalfs.store.ingest import publish
 from megalfs.store.root import Root
 
+NEWCOMERS = 24
 CLOSE_S = 5  # a handshake with somebody who says nothing takes ten
 
 
@@ -60,6 +65,37 @@ def test_an_expected_session_has_a_lane_and_is_the_one_that_connect_gives(tmp_pa
         await there.close()
 
     asyncio.run(run())
+
+
+def test_of_nodes_that_come_together_each_hears_of_all_others(tmp_path: Path) -> None:
+    file = tmp_path / "blob"
+    file.write_bytes(bytes(100_000))
+
+    async def run() -> list[set[int]]:
+        first, *others = nodes = [node_in(tmp_path / f"{number}") for number in range(1 + NEWCOMERS)]
+        heard: list[set[int]] = []
+        for node in nodes:
+            published = publish(node.store, file)
+            assert published.manifest_id is not None
+            heard.append(ports := set())
+            node.peer_listeners[published.manifest_id] = partial(note_ports, ports)
+            await node.start(HostPort("127.0.0.1", 0))
+        sessions = await asyncio.gather(*(node.hub.connect("127.0.0.1", first.port) for node in others))
+        for session in sessions:
+            session.send(Join(published.manifest_id, published.oid, 1, is_seeder=True))
+        everybody = {node.port for node in others}
+        expected = [everybody - {node.port} for node in others]
+        await asyncio.to_thread(wait_until, lambda: heard[1:] == expected, "news of all newcomers")
+        for node in nodes:
+            await node.close()
+        return heard[:1]
+
+    assert asyncio.run(run()) == [set()]  # nobody tells a node of those that it is connected to
+
+
+def note_ports(ports: set[int], peers: Sequence[PeerAddress]) -> None:
+    """What a pull would dial."""
+    ports |= {peer.port for peer in peers}
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no TCP_NOTSENT_LOWAT")
