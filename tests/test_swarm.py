@@ -371,18 +371,6 @@ def test_what_does_not_spread_is_granted_once_and_then_asked_for() -> None:
     assert solo.now < 200 / 3 * 0.05 * 1.5  # nobody was waited for
 
 
-def test_credit_says_that_a_run_has_come_before_its_pieces_are_announced() -> None:
-    solo, (one, *_) = granting(pieces=40, leechers=8)  # one run each at a time
-    (first,) = (serve for serve in solo.effects(Serve) if serve.peer == one)
-    solo.swarm.served(one, first.first, 1, ok=True, now=0.0)
-    solo.hear(one, HaveRuns(MANIFEST, (Run(first.first, 1),)))
-    for _ in range(2):
-        (serve,) = (serve for serve in solo.effects(Serve) if serve.peer == one)
-        solo.swarm.served(one, serve.first, 1, ok=True, now=0.0)
-        assert not [serve for serve in solo.effects(Serve) if serve.peer == one]
-        solo.hear(one, Credit(MANIFEST, 1))
-
-
 def test_a_leecher_gives_credit_and_takes_what_it_is_granted() -> None:
     solo = Solo("    ")
     seeder = solo.join(1)

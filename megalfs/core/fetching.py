@@ -16,7 +16,7 @@ from megalfs.core.state import SwarmState
 
 __all__ = ["Counters", "Fetching"]
 
-MEAN_WEIGHT = DELAY_WEIGHT = 0.1  # of the newest run in a running mean
+MEAN_WEIGHT = 0.1  # of the newest run in a running mean
 COPIES_MAX = 2  # peers asked for one piece at a time, in the endgame
 UNSOLICITED_WEIGHT = 50  # strikes for data nobody asked for: four of them ban
 
@@ -250,9 +250,8 @@ class Fetching:
         flight.has_begun = True
         self._unbegun.pop(flight, None)
         delay = now - flight.asked_at
-        known = delay if session.delay_s is None else session.delay_s
-        # Down at once, up slowly: queues of the network may stay, those of the peer itself should not be filled.
-        session.delay_s = min(delay, known + DELAY_WEIGHT * (delay - known))
+        session.delay_s = delay if session.delay_s is None else min(session.delay_s, delay)
+        session.delay_mean_s += MEAN_WEIGHT * (delay - session.delay_mean_s)
 
     def _land(self, session: Session, run: Run, now: float) -> bool:
         """The run is here, and no longer expected of this peer; returns whether of nobody else either."""
@@ -358,8 +357,8 @@ class Fetching:
             return
         rate = session.down.rate(now)
         size = self._run_bytes(rate, now)
-        params = state.params
-        wanted = wanted_bytes(params, session, rate=rate, size=size)
+        params, rate_total = state.params, self.rate.rate(now)
+        wanted = wanted_bytes(params, session, rate=rate, rate_total=rate_total, size=size)
         flights, bytes_of = session.flights, state.pieces.bytes_of
         outstanding = sum(bytes_of(part) for flight in flights for part in flight.remaining)
         # Nobody else fetches: each lane busy and one run queued behind it.

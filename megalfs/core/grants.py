@@ -51,7 +51,7 @@ class Grants:
         self._open: dict[int, Grant] = {}
         self._travelling: dict[int, Grant] = {}  # of them, in the order of sending
         self.mean_s = MEAN_S_INITIAL
-        """How long a run took lately until its leecher said that it came."""
+        """How long a run took lately from being sent to being announced."""
         self._number = 0
         self._grant_of: npt.NDArray[np.int32] = np.zeros(pieces.count, dtype=np.int32)
         # Several seeders of one swarm do not hear of each other: each begins elsewhere.
@@ -95,12 +95,6 @@ class Grants:
         session.unspread[self._number] = now
         return run
 
-    def credited(self, session: Session, count: int, now: float) -> None:
-        """A leecher takes more: as many runs have arrived there, the oldest, which it may announce later."""
-        mine = [number for number, grant in self._travelling.items() if grant.session is session]
-        for number in mine[:count]:
-            self._arrived(number, now)
-
     def announced(self, session: Session, run: Run, now: float) -> None:
         """A leecher holds the run now."""
         self._drain(run)
@@ -108,13 +102,14 @@ class Grants:
             grant = self._open.get(number)
             if grant is None:
                 continue
-            if grant.session is session and session.holds_all(grant.run):
-                self._arrived(number, now)
+            if number in self._travelling and grant.session is session and session.holds_all(grant.run):
+                del self._travelling[number]
+                self.mean_s += MEAN_WEIGHT * (now - grant.sent_at - self.mean_s)
             if self._copies(grant.run) >= SPREAD_COPIES:
                 self._close(number)
 
     def travelling(self, since: float) -> list[PeerId]:
-        """The leechers of runs sent since then that have not arrived, by their word."""
+        """The leechers of runs sent since then that they have not announced."""
         # What sendfile has handed to a socket may still be seconds from its leecher; only the leecher's
         # word counts. Without that, late binding ends at the socket buffer (3 % of the time at N = 16).
         return [grant.session.peer for grant in self._travelling.values() if grant.sent_at > since]
@@ -150,11 +145,6 @@ class Grants:
 
     def _copies(self, run: Run) -> int:
         return int(self._availability.counts(run.first, run.end).min()) + self._availability.full
-
-    def _arrived(self, number: int, now: float) -> None:
-        grant = self._travelling.pop(number, None)
-        if grant is not None:
-            self.mean_s += MEAN_WEIGHT * (now - grant.sent_at - self.mean_s)
 
     def _close(self, number: int) -> Run:
         grant = self._open.pop(number)

@@ -36,8 +36,8 @@ class SwarmParams(Struct, frozen=True):
     queue_s: float = 0.01
     """What a peer may have queued for us beyond one run. Deep queues cost libtorrent 30-45 %; 10 ms cover a
     thread's wake-up and leave one single run at 100 Mbit/s."""
-    queue_s_max: float = 0.4
-    """The longest round trip, queues in the network included, that is filled at full rate."""
+    delay_s_max: float = 0.4
+    """Of the usual time from asking to the first byte, no more is filled: it may be the peer's own queue."""
     depth_max: int = 32
     """Runs outstanding at one peer: 5 MB in single parts, which is 0.4 s at 100 Mbit/s."""
 

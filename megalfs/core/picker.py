@@ -61,13 +61,19 @@ def relay_bytes_max(state: SwarmState) -> float:
     return state.pieces.bytes_total / (state.params.relay_parts * hops)
 
 
-def wanted_bytes(params: SwarmParams, session: Session, *, rate: float, size: int) -> float:
+def wanted_bytes(
+    params: SwarmParams, session: Session, *, rate: float, rate_total: float, size: int
+) -> float:
     """The bytes outstanding at a peer that sends `rate`, in runs of `size`, below which it is asked for one more.
 
     One run while links are slow: what is queued deep is chosen too early. In bytes, not in runs, since runs end where
-    the next piece is not wanted.
+    the next piece is not wanted. The time until the first byte comes is filled: the shortest, which is the round trip,
+    and as much of the usual one as the peer sends of all that comes. Queues of the network can be long where one peer
+    sends most, and where many send, those of the peers are.
     """
-    queue_s = max(params.queue_s, min(session.delay_s or 0.0, params.queue_s_max))
+    share = rate / rate_total if rate_total > 0 else 0.0
+    usual_s = min(share * session.delay_mean_s, params.delay_s_max)
+    queue_s = max(params.queue_s, session.delay_s or 0.0, usual_s)
     return size / 2 + (rate if rate > 0 else params.run_bytes_initial / params.run_s) * queue_s
 
 

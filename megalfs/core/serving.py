@@ -88,8 +88,6 @@ class Serving:
     def credited(self, session: Session, count: int, now: float) -> None:
         """A leecher takes more runs of our choice."""
         session.credit = min(session.credit + count, self._state.params.credits_max)
-        if self._grants is not None:
-            self._grants.credited(session, count, now)
         self.go_on(now)
 
     def ended(self, session: Session | None, peer: PeerId, run: Run, *, ok: bool, now: float) -> None:

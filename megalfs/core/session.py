@@ -110,7 +110,8 @@ class Session:
         """Runs that were taken back from it since it last sent anything: they do not make it less silent."""
         self.failures = 0
         self.delay_s: float | None = None
-        """From asking to the first byte, lately."""
+        """From asking to the first byte, at best."""
+        self.delay_mean_s = 0.0
         self.last_end = 0
         """Where the last run asked of it ended: an origin is read on from there."""
 
