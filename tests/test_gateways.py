@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from sim.scenes import MBIT, in_racks
-from sim.solo import MANIFEST, PIECE_BYTES, Solo
+from sim.solo import MANIFEST, Solo
 
 from megalfs.core.bitfield import Run
 from megalfs.core.effects import Fetch, PeerId
@@ -14,7 +14,7 @@ from megalfs.core.topology import Tier
 RATE = 100 * MBIT
 PIECES = 40
 # Single pieces, as many at a time as there are, and all the patience in the world.
-ONE = {"run_bytes_initial": PIECE_BYTES, "queue_s": 10.0, "depth_max": PIECES, "timeout_s_initial": 1000.0}
+ONE = {"run_bytes_initial": 1, "queue_s": 10.0, "depth_max": PIECES, "timeout_s_initial": 1000.0}
 GATEWAY_S = 0.1
 
 

@@ -10,7 +10,7 @@ from megalfs.core.bitfield import Run
 from megalfs.core.effects import Cancel, Fetch, PeerId
 from megalfs.core.messages import Credit, Expecting
 from megalfs.core.meter import Meter
-from megalfs.core.picker import pick, run_bytes, wanted_bytes
+from megalfs.core.picker import depth, pick, run_bytes, wanted_bytes
 from megalfs.core.session import GRANTS, NODE, Flight, Session
 from megalfs.core.state import SwarmState
 
@@ -361,10 +361,9 @@ class Fetching:
         wanted = wanted_bytes(params, session, rate=rate, rate_total=rate_total, size=size)
         flights, bytes_of = session.flights, state.pieces.bytes_of
         outstanding = sum(bytes_of(part) for flight in flights for part in flight.remaining)
-        # Nobody else fetches: each lane busy and one run queued behind it.
-        least = 1 if state.leechers else 2 * params.lanes
-        session.room = params.depth_max
-        while len(flights) < least or (outstanding < wanted and len(flights) < params.depth_max):
+        runs = depth(params, session, rate=rate, size=size, is_alone=not state.leechers)
+        session.room = max(runs, params.flights_max)
+        while len(flights) < runs or (outstanding < wanted and len(flights) < params.flights_max):
             run = pick(state, session, size, now)
             if run is None:
                 self._await_others()

@@ -38,8 +38,10 @@ class SwarmParams(Struct, frozen=True):
     thread's wake-up and leave one single run at 100 Mbit/s."""
     delay_s_max: float = 0.4
     """Of the usual time from asking to the first byte, no more is filled: it may be the peer's own queue."""
-    depth_max: int = 32
-    """Runs outstanding at one peer: 5 MB in single parts, which is 0.4 s at 100 Mbit/s."""
+    depth_max: int = 8
+    """Runs outstanding at one peer, on the longest link: 400 ms of round trip at `run_s`."""
+    flights_max: int = 32
+    """The same where they are short: 5 MB in single parts, which is 0.4 s at 100 Mbit/s."""
 
     # -- haves
     have_delay_s: float = 0.005

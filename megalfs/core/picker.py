@@ -20,7 +20,7 @@ from megalfs.core.pieces import Pieces
 from megalfs.core.session import PeerKind, Session
 from megalfs.core.state import SwarmState
 
-__all__ = ["pick", "relay_bytes_max", "run_bytes", "wanted_bytes"]
+__all__ = ["depth", "pick", "relay_bytes_max", "run_bytes", "wanted_bytes"]
 
 WHOLE_MAX = 4096
 """Pieces all compared for rarity, in 20 us: 1 GiB. Exactness over 560,000 pieces would cost 2 ms a decision."""
@@ -61,20 +61,32 @@ def relay_bytes_max(state: SwarmState) -> float:
     return state.pieces.bytes_total / (state.params.relay_parts * hops)
 
 
+def depth(params: SwarmParams, session: Session, *, rate: float, size: int, is_alone: bool) -> int:
+    """How many runs of `size` may be outstanding at a peer, however short they are.
+
+    One while others fetch too and links are slow: what is queued deep is chosen too early. Nobody else
+    fetches: each lane busy and one run queued behind it.
+    """
+    run_s = size / rate if rate > 0 else params.run_s
+    queue_s = max(params.queue_s, session.delay_s or 0.0)
+    runs = 1 + int(queue_s / run_s + 0.5)
+    if is_alone:
+        runs = max(runs, 2 * params.lanes)
+    return min(runs, params.depth_max)
+
+
 def wanted_bytes(
     params: SwarmParams, session: Session, *, rate: float, rate_total: float, size: int
 ) -> float:
     """The bytes outstanding at a peer that sends `rate`, in runs of `size`, below which it is asked for one more.
 
-    One run while links are slow: what is queued deep is chosen too early. In bytes, not in runs, since runs end where
-    the next piece is not wanted. The time until the first byte comes is filled: the shortest, which is the round trip,
-    and as much of the usual one as the peer sends of all that comes. Queues of the network can be long where one peer
-    sends most, and where many send, those of the peers are.
+    In bytes, not in runs, since runs end where the next piece is not wanted. The time until the first byte comes is
+    filled: the shortest, which is the round trip, and as much of the usual one as the peer sends of all that comes.
+    Queues of the network can be long where one peer sends most, and where many send, those of the peers are.
     """
     share = rate / rate_total if rate_total > 0 else 0.0
     usual_s = min(share * session.delay_mean_s, params.delay_s_max)
-    queue_s = max(params.queue_s, session.delay_s or 0.0, usual_s)
-    return size / 2 + (rate if rate > 0 else params.run_bytes_initial / params.run_s) * queue_s
+    return size / 2 + rate * max(params.queue_s, session.delay_s or 0.0, usual_s)
 
 
 def _candidates(state: SwarmState, session: Session, low: int, high: int, now: float) -> Bits:

@@ -435,7 +435,7 @@ def check_node(node: Node) -> None:
     assert state.leechers == leechers.total()
     asked = np.zeros(pieces.count, dtype=np.int64)
     for session in state.sessions.values():
-        assert len(session.flights) <= params.depth_max + 2 * params.credits
+        assert len(session.flights) <= params.flights_max + 2 * params.credits
         for flight in session.flights:
             assert flight.remaining
             for part in flight.remaining:
